@@ -1,0 +1,80 @@
+"""icldyn: thousands of trained seeds beside the exact theory of in-context learning.
+
+Public names are imported when they are first used, so that `import icldyn` (and `icldyn --help`) loads no jax, starts no
+device, sets no flag and reads no file.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checks import BadArgument as BadArgument
+    from .engine.ensemble import ensemble as ensemble
+    from .engine.ensemble import initial_params as initial_params
+    from .engine.flow import flow as flow
+    from .engine.flow import gradient_flow as gradient_flow
+    from .measures import modes as modes
+    from .models.linear_attention import aligned as aligned
+    from .models.linear_attention import from_blocks as from_blocks
+    from .models.linear_attention import gaussian as gaussian
+    from .models.linear_attention import given as given
+    from .models.linear_attention import linear_attention as linear_attention
+    from .objectives import population as population
+    from .objectives import sampled as sampled
+    from .objectives import statistics as statistics
+    from .plot.overlay import overlay as overlay
+    from .plot.overlay import style as style
+    from .store.run_folder import RunFolder as RunFolder
+    from .study import Claim as Claim
+    from .study import Study as Study
+    from .study import study_names as study_names
+    from .tasks.linear_regression import isotropic as isotropic
+    from .tasks.linear_regression import linear_regression as linear_regression
+    from .tasks.linear_regression import power_law as power_law
+    from .theory import logistic as logistic
+    from .theory import null_blocks as null_blocks
+    from .trajectory import Trajectory as Trajectory
+
+_HOME = {
+    "BadArgument": "checks",
+    "Claim": "study",
+    "RunFolder": "store.run_folder",
+    "Study": "study",
+    "Trajectory": "trajectory",
+    "aligned": "models.linear_attention",
+    "ensemble": "engine.ensemble",
+    "flow": "engine.flow",
+    "from_blocks": "models.linear_attention",
+    "gaussian": "models.linear_attention",
+    "given": "models.linear_attention",
+    "gradient_flow": "engine.flow",
+    "initial_params": "engine.ensemble",
+    "isotropic": "tasks.linear_regression",
+    "linear_attention": "models.linear_attention",
+    "linear_regression": "tasks.linear_regression",
+    "logistic": "theory",
+    "modes": "measures",
+    "null_blocks": "theory",
+    "overlay": "plot.overlay",
+    "population": "objectives",
+    "power_law": "tasks.linear_regression",
+    "sampled": "objectives",
+    "statistics": "objectives",
+    "study_names": "study",
+    "style": "plot.overlay",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'icldyn' has no attribute {name!r}")
+    home = import_module(f".{_HOME[name]}", __name__)
+    value = getattr(home, name, None)
+    return import_module(f".{_HOME[name]}.{name}", __name__) if value is None else value
+
+
+def __dir__() -> list[str]:
+    return __all__
