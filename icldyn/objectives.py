@@ -1,0 +1,241 @@
+"""Where task, model and theory meet: what is minimised. `loss(params, key) -> scalar`, always 1/2 E |y_q - yhat_q|^2.
+
+- `sampled`: B prompts drawn number by number; cost grows with N.
+- `statistics`: the same law of the batch loss without prompts; cost independent of N.
+- `population`: the exact expectation; ignores its key.
+
+An objective is a pytree: what may be swept (spectrum, noise, and N wherever it is not a shape) is a leaf, so that a new
+value runs the program already compiled.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpy.typing import ArrayLike
+
+from . import checks
+from .models.linear_attention import LinearAttention, Params, blocks
+from .struct import static, struct
+from .tasks.linear_regression import LinearRegression, square_root
+from .theory import moments as m
+from .theory.population import population_loss
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Anything with `loss(params, key) -> scalar` that is a pytree."""
+
+    def loss(self, params: Params, key: Array) -> Array:
+        """The loss that one step descends."""
+        ...
+
+
+@struct
+class Sampled:
+    """Mean loss of `batch` prompts, drawn and answered one number at a time."""
+
+    task: LinearRegression
+    model: LinearAttention
+    batch: int = static()
+
+    def loss(self, params: Params, key: Array) -> Array:
+        """1/2 mean |y_q - yhat_q|^2 over the batch."""
+        x, y, x_q, y_q = self.task.sample(key, self.batch)
+        error = y_q - self.model.apply(params, x, y, x_q)
+        return jnp.sum(error**2) / (2 * self.batch)
+
+
+@struct
+class Statistics:
+    """The same law from O(D^2) normals a prompt, whatever N. Make one with `statistics`.
+
+    Linear attention sees a context only through G, and with scores k_n = z_n^T Q x_q, u = q1 x_q, k = q2 x_q,
+
+        (1/N) sum_n k_n x_n = a,   (1/N) sum_n k_n y_n = W a + c,   (a; c) = G' (u + W^T k; k),
+
+    where G' = (1/N) sum_n (x_n; e_n)(x_n; e_n)^T is a Wishart matrix: N G' = L T T^T L^T with L = diag(sqrt s, sqrt rho) in
+    the eigenbasis and T lower triangular, standard normals below the diagonal and T_ii^2 ~ chi^2_{N-i} (Bartlett). Without
+    label noise e = c = 0 and the xx block is enough. Holds for N > D (N > D + O with noise).
+
+    T_ii is its quantile function of a standard normal, as a Chebyshev series on [-6, 6] with an error below 1e-6; normals are
+    clipped to that range, which moves a probability of 2e-9.
+    Kernel layout: prompts in the last axis, where the vector lanes are; triangular products are written out over D.
+    """
+
+    root: ArrayLike  # (D,) or (D+O,): diagonal of L / sqrt(N)
+    rotation: ArrayLike  # (D, D): U
+    chi: ArrayLike  # (D or D+O, degree + 1): Chebyshev coefficients of the diagonal of T
+    N: ArrayLike
+    root_w: ArrayLike | None  # (D, D): square root of Sigma_w in the eigenbasis (scalar tasks)
+    pool: ArrayLike | None  # (P, O, D) in the eigenbasis
+    model: LinearAttention
+    family: str = static()
+    batch: int = static()
+
+    def loss(self, params: Params, key: Array) -> Array:
+        """1/2 mean |y_q - yhat_q|^2 over the batch."""
+        D, O, B, n = self.model.D, self.model.O, self.batch, np.shape(self.root)[0]  # noqa: E741
+        root, U, N = jnp.asarray(self.root), jnp.asarray(self.rotation), jnp.asarray(self.N)
+        V = U if O == D else jnp.ones((1, 1), U.dtype)
+        p1, p2, q1, q2 = blocks(params, D)
+        p1, p2, q1, q2 = V.T @ p1 @ U, V.T @ p2 @ V, U.T @ q1 @ U, V.T @ q2 @ U  # to the eigenbasis: the loss is the same
+
+        key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
+        tasks = 0 if self.pool is not None else (O * D if self.family == "iid" else D)
+        normals = jax.random.normal(key, (n * (n + 1) // 2 + D + tasks, B), root.dtype)
+        normals = lax.optimization_barrier(normals)  # made once, not again in every fusion that reads them
+        diagonal, below, x, g = jnp.split(normals, (n, n * (n + 1) // 2, n * (n + 1) // 2 + D))
+        x = x * (root[:D] * jnp.sqrt(N))[:, None]
+        apply_W, apply_WT = self._task(key_task, g)
+
+        u, k = q1 @ x, q2 @ x
+        w = u + apply_WT(k)
+        a = _wishart_apply(root, _chebyshev(jnp.asarray(self.chi), diagonal), below, [*w] + ([*k] if n > D else []))
+        b = apply_W(a[:D]) + (a[D:] if n > D else 0)
+        a = a[:D]
+        if self.model.query_attends_itself:
+            a = a + x * (jnp.sum(x * u, axis=0, keepdims=True) / N)
+        error = apply_W(x) - p1 @ a - p2 @ b
+        return jnp.sum(error**2) / (2 * B)
+
+    def _task(self, key: Array, g: Array):
+        """The maps v -> W v and v -> W^T v, prompts in the last axis, of a drawn task."""
+        if self.pool is None and self.family == "shared_eigenbasis":
+            return (lambda v: g * v), (lambda v: g * v)
+        if self.pool is not None:
+            pool = jnp.asarray(self.pool)
+            W = pool[jax.random.randint(key, (self.batch,), 0, pool.shape[0])].transpose(1, 2, 0)
+        elif self.family == "iid":
+            W = g.reshape(self.model.O, self.model.D, self.batch)
+        else:
+            W = (jnp.asarray(self.root_w) @ g)[None]
+        return (lambda v: jnp.sum(W * v[None], axis=1)), (lambda v: jnp.sum(W * v[:, None], axis=0))
+
+
+@struct
+class Population:
+    """The exact expectation over prompts (`theory.population`). Make one with `population`."""
+
+    moments: m.TaskMoments
+    model: LinearAttention
+
+    def loss(self, params: Params, key: Array | None = None) -> Array:
+        """The exact loss at `params`; the key is ignored."""
+        D = self.model.D
+        return population_loss(
+            params["W_P"][D:], params["W_Q"][:, :D], self.moments, self.model.query_attends_itself
+        )
+
+
+def sampled(task: LinearRegression, model: LinearAttention, batch: int) -> Sampled:
+    """SGD's usual objective: `batch` fresh prompts a step.
+
+    Raises:
+        icldyn.BadArgument: if the batch is below 1 or task and model differ in size.
+    """
+    _match(task, model)
+    return Sampled(task, model, checks.integer("batch", batch, 1))
+
+
+def statistics(task: LinearRegression, model: LinearAttention, batch: int) -> Statistics:
+    """The same law of SGD as `sampled`, without prompts: the context statistics are drawn exactly.
+
+    O((D + O)^2) random numbers and operations a prompt, independent of N.
+
+    Raises:
+        icldyn.BadArgument: as `sampled`, and if N is too small for the factorisation (use `sampled` there).
+    """
+    _match(task, model)
+    U, noisy = np.asarray(task.U), task.noisy
+    n = task.D + (task.O if noisy else 0)
+    if task.N <= n:
+        size = f"D + O = {n} with label noise" if noisy else f"D = {n}"
+        raise checks.BadArgument(
+            f"Argument `N` must be above {size} to draw context statistics without prompts, but is {task.N}; use `sampled`."
+        )
+    V = U if task.O == task.D else np.eye(1)
+    variances = np.concatenate([np.asarray(task.s), np.full(n - task.D, np.asarray(task.rho))])
+    return Statistics(
+        root=np.sqrt(variances / task.N),
+        rotation=U,
+        chi=chi_quantile_series(task.N - np.arange(n)),
+        N=np.float64(task.N),
+        root_w=np.asarray(square_root_host(U.T @ np.asarray(task.Sigma_w) @ U)) if task.family == "scalar" else None,
+        pool=None if task.pool is None else np.einsum("io,pia,ab->pob", V, np.asarray(task.pool), U),
+        model=model,
+        family=task.family,
+        batch=checks.integer("batch", batch, 1),
+    )
+
+
+def population(task: LinearRegression, model: LinearAttention) -> Population:
+    """The exact loss at any weights, for gradient flow and as a measure.
+
+    Raises:
+        icldyn.BadArgument: if task and model differ in size.
+    """
+    _match(task, model)
+    if task.pool is None:
+        moments = m.gaussian_task_moments(task.Sigma, task.task_covariance(), float(task.rho), task.N)
+    else:
+        moments = m.pool_task_moments(task.Sigma, task.pool, float(task.rho), task.N)
+    return Population(moments, model)
+
+
+def _match(task: LinearRegression, model: LinearAttention) -> None:
+    if (task.D, task.O) != (model.D, model.O):
+        raise checks.BadArgument(
+            f"Argument `model` must have the task's D = {task.D} and O = {task.O}, but has D = {model.D} and O = {model.O}."
+        )
+
+
+def square_root_host(M: np.ndarray) -> np.ndarray:
+    """The symmetric square root, in numpy."""
+    values, vectors = np.linalg.eigh(M)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def chi_quantile_series(freedom: ArrayLike) -> np.ndarray:
+    """Chebyshev coefficients (n, degree + 1) on [-6, 6] of u -> F^-1(Phi(u)), F the law of sqrt(chi^2_k), per entry k >= 2.
+
+    The lowest of the degrees 11, 19 and 31 whose error on the whole range is below 1e-6 for all k.
+    """
+    from numpy.polynomial import chebyshev
+    from scipy import special
+
+    k = np.asarray(freedom, float)[:, None]
+
+    def quantile(u: np.ndarray) -> np.ndarray:
+        low = special.gammaincinv(k / 2, special.ndtr(np.minimum(u, 0)))
+        high = special.gammainccinv(k / 2, special.ndtr(-np.maximum(u, 0)))
+        return np.sqrt(2 * np.where(u < 0, low, high))
+
+    nodes, grid = np.cos(np.pi * (np.arange(256) + 0.5) / 256), np.linspace(-1, 1, 2001)
+    wanted = quantile(6 * grid)
+    for degree in (11, 19, 31):
+        series = chebyshev.chebfit(nodes, quantile(6 * nodes).T, degree)
+        error = np.abs(chebyshev.chebval(grid, series) - wanted).max()
+        if error < 1e-6:
+            break
+    return series.T
+
+
+def _chebyshev(series: Array, u: Array) -> Array:
+    """sum_j series[:, j] T_j(u / 6) by Clenshaw's recurrence.  series (n, degree+1), u (n, B)."""
+    v = jnp.clip(u / 6, -1, 1)
+    first = second = jnp.zeros_like(v)
+    for j in range(series.shape[1] - 1, 0, -1):
+        first, second = series[:, j, None] + 2 * v * first - second, first
+    return series[:, 0, None] + v * first - second
+
+
+def _wishart_apply(root: Array, diagonal: Array, below: Array, v: list[Array]) -> Array:
+    """L T T^T L^T v / N with `root` = diag(L) / sqrt(N), written out over the n rows of T; v: n arrays (B,)."""
+    n = len(v)
+    rows = [[below[i * (i - 1) // 2 + j] for j in range(i)] + [diagonal[i]] for i in range(n)]
+    v = [root[i] * v[i] for i in range(n)]
+    tv = [sum((rows[i][j] * v[i] for i in range(j + 1, n)), rows[j][j] * v[j]) for j in range(n)]
+    return jnp.stack([root[i] * sum((rows[i][j] * tv[j] for j in range(i)), rows[i][i] * tv[i]) for i in range(n)])

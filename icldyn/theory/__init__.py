@@ -1,0 +1,1 @@
+"""What should happen: pure equations that know no network."""
