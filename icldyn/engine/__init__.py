@@ -1,0 +1,1 @@
+"""How it runs: `descend` one seed, `ensemble` many, `flow` the exact equations."""

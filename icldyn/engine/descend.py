@@ -1,0 +1,81 @@
+"""Stochastic gradient descent of one seed, as a pure function of its key."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from .. import checks
+from ..objectives import Objective
+
+Measures = Mapping[str, Callable[[Any], Array]]
+OptimiserFactory = Callable[[Array], optax.GradientTransformation]
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """`functools.partial` that compares by value, so that an equal optimiser does not compile anew."""
+
+    factory: OptimiserFactory
+    keywords: tuple[tuple[str, Any], ...]
+
+    def __call__(self, lr: Array) -> optax.GradientTransformation:
+        return self.factory(lr, **dict(self.keywords))
+
+
+def optimiser_factory(optimiser: Any) -> OptimiserFactory:
+    """`optimiser` as a hashable function lr -> optax transformation.
+
+    Takes `optax.sgd`, `optax.adam`, ... themselves, or `functools.partial(optax.sgd, momentum=0.9)`.
+    """
+    if isinstance(optimiser, functools.partial) and not optimiser.args:
+        optimiser = _Configured(optimiser.func, tuple(sorted(optimiser.keywords.items())))
+    if not callable(optimiser) or isinstance(optimiser, optax.GradientTransformation):
+        raise checks.BadArgument(
+            "Argument `optimiser` must be a function of the learning rate, such as optax.adam or "
+            f"functools.partial(optax.sgd, momentum=0.9), but is a {type(optimiser).__name__}."
+        )
+    return optimiser
+
+
+def descend(
+    objective: Objective,
+    measures: Measures,
+    optimiser: OptimiserFactory,
+    lr: Array,
+    key: Array,
+    state: tuple[Any, Any],
+    step: Array,
+    gaps: Array,
+) -> tuple[tuple[Any, Any], dict[str, Array]]:
+    """Advance (params, optimiser state) by `gaps[0]` steps, record, by `gaps[1]`, record, and so on.
+
+    The batch of step i comes from `fold_in(key, i)`, so a run can be cut in time anywhere. `gaps` (R,) is traced: another
+    schedule runs the same program. Returns the state and the measures, stacked (R, ...); "loss", unless given among the
+    measures, is the loss of the batch that the next step will see.
+    """
+    transform = optimiser(lr)
+
+    def one_step(i: Array, state):
+        params, opt_state = state
+        grads = jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its own counters and rates
+            updates, opt_state = transform.update(grads, opt_state, params)
+        return jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates), opt_state
+
+    def record(carry, gap):
+        state, i = carry
+        state = lax.fori_loop(i, i + gap, one_step, state)
+        seen = {name: measure(state[0]) for name, measure in measures.items()}
+        if "loss" not in seen:
+            seen["loss"] = objective.loss(state[0], jax.random.fold_in(key, i + gap))
+        return (state, i + gap), seen
+
+    with jax.default_matmul_precision("highest"):
+        (state, _), seen = lax.scan(record, (state, jnp.asarray(step)), gaps)
+    return state, seen

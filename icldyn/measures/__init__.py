@@ -1,0 +1,1 @@
+"""What is read off the weights: plain functions params -> array."""
