@@ -1,0 +1,70 @@
+"""Experiment and theory on one axis: seeds as a median with a band of quantiles, theory dashed on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+THEORY_DASHES = ("--", ":", "-.")
+
+
+def style() -> AbstractContextManager[None]:
+    """`with icldyn.style():` draws in the house style, and only there."""
+    import matplotlib.pyplot as plt
+
+    return plt.style.context("icldyn.plot.icldyn")
+
+
+def overlay(
+    seeds: Trajectory,
+    theories: Mapping[str, Trajectory] | None,
+    name: str,
+    ax: Axes | None = None,
+    *,
+    band: tuple[float, float] = (0.05, 0.95),
+    labels: Sequence[str] | None = None,
+    colors: Sequence[Any] | None = None,
+) -> Axes:
+    """Draw value `name` of the seeds (median, band of quantiles) and of every theory that has it, against t.
+
+    A value with one axis of its own (modes) gives one colour for each entry. Returns the axes.
+
+    Args:
+        seeds: a trajectory over seeds, of one learning rate and scale (`isel` picks one).
+        theories: label -> trajectory; drawn in black, dashed, dotted, dash-dotted.
+        name: which value.
+        ax: where to draw; a new figure by default.
+        band: quantile levels of the band.
+        labels: one for each entry of the value; "seeds" or "mode 1", "mode 2", ... by default.
+        colors: one for each entry.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots()
+    low, median, high = (v.reshape(seeds.t.size, -1) for v in seeds.quantile(name, (band[0], 0.5, band[1])))
+    entries = median.shape[1]
+    if labels is None:
+        labels = [f"mode {k + 1}" for k in range(entries)] if entries > 1 else ["seeds, median"]
+    colors = list(colors) if colors is not None else [f"C{k}" for k in range(entries)]
+    for k in range(entries):
+        ax.fill_between(seeds.t, low[:, k], high[:, k], color=colors[k], alpha=0.25, linewidth=0)
+        ax.plot(seeds.t, median[:, k], color=colors[k], label=labels[k])
+    for (label, theory), dashes in zip((theories or {}).items(), cycle(THEORY_DASHES), strict=False):
+        curves = np.asarray(theory[name]).reshape(theory.t.size, -1)
+        for k in range(curves.shape[1]):
+            ax.plot(theory.t, curves[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None)
+    covered = seeds.num_seeds - seeds.diverged
+    ax.set_xlabel(r"time $t$ = learning rate $\times$ steps")
+    legend_title = f"{covered:,} of {seeds.num_seeds:,} seeds" if seeds.diverged else f"{seeds.num_seeds:,} seeds"
+    ax.legend(title=f"{legend_title}, {band[0]:.0%}–{band[1]:.0%} band", title_fontsize=7.5)
+    return ax

@@ -1,0 +1,1 @@
+"""How nothing is lost."""
