@@ -81,7 +81,12 @@ class Statistics:
         root, U, N = jnp.asarray(self.root), jnp.asarray(self.rotation), jnp.asarray(self.N)
         V = U if O == D else jnp.ones((1, 1), U.dtype)
         p1, p2, q1, q2 = blocks(params, D)
-        p1, p2, q1, q2 = V.T @ p1 @ U, V.T @ p2 @ V, U.T @ q1 @ U, V.T @ q2 @ U  # to the eigenbasis: the loss is the same
+        p1, p2, q1, q2 = (
+            V.T @ p1 @ U,
+            V.T @ p2 @ V,
+            U.T @ q1 @ U,
+            V.T @ q2 @ U,
+        )  # to the eigenbasis: the loss is the same
 
         key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
         tasks = 0 if self.pool is not None else (O * D if self.family == "iid" else D)
@@ -125,9 +130,7 @@ class Population:
     def loss(self, params: Params, key: Array | None = None) -> Array:
         """The exact loss at `params`; the key is ignored."""
         D = self.model.D
-        return population_loss(
-            params["W_P"][D:], params["W_Q"][:, :D], self.moments, self.model.query_attends_itself
-        )
+        return population_loss(params["W_P"][D:], params["W_Q"][:, :D], self.moments, self.model.query_attends_itself)
 
 
 def sampled(task: LinearRegression, model: LinearAttention, batch: int) -> Sampled:
@@ -163,7 +166,7 @@ def statistics(task: LinearRegression, model: LinearAttention, batch: int) -> St
         rotation=U,
         chi=chi_quantile_series(task.N - np.arange(n)),
         N=np.float64(task.N),
-        root_w=np.asarray(square_root_host(U.T @ np.asarray(task.Sigma_w) @ U)) if task.family == "scalar" else None,
+        root_w=square_root(U.T @ task.Sigma_w @ U) if task.family == "scalar" else None,
         pool=None if task.pool is None else np.einsum("io,pia,ab->pob", V, np.asarray(task.pool), U),
         model=model,
         family=task.family,
@@ -190,12 +193,6 @@ def _match(task: LinearRegression, model: LinearAttention) -> None:
         raise checks.BadArgument(
             f"Argument `model` must have the task's D = {task.D} and O = {task.O}, but has D = {model.D} and O = {model.O}."
         )
-
-
-def square_root_host(M: np.ndarray) -> np.ndarray:
-    """The symmetric square root, in numpy."""
-    values, vectors = np.linalg.eigh(M)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def chi_quantile_series(freedom: ArrayLike) -> np.ndarray:

@@ -62,7 +62,9 @@ class Trajectory:
         """The value with diverged seeds masked as NaN, seed axis first."""
         value, dims = self[name], self.dims[name]
         if "seed" not in dims:
-            raise checks.BadArgument(f"Argument `name` must be recorded over seeds, but {name!r} has dimensions {dims}.")
+            raise checks.BadArgument(
+                f"Argument `name` must be recorded over seeds, but {name!r} has dimensions {dims}."
+            )
         ok = self.finite().reshape(*self.finite().shape, *(1,) * (value.ndim - self.finite().ndim))
         return np.moveaxis(np.where(ok, value, np.nan), dims.index("seed"), 0)
 

@@ -88,7 +88,7 @@ def ensemble(
     if t_end is not None:
         t_end = checks.real("t_end", t_end, above=0)
     steps_of = [checks.integer("steps", round(t_end / v) if steps is None else steps, 1) for v in lrs]
-    block = _default_block(objective) if block is None else checks.integer("block", block, 8)
+    block = default_block(getattr(objective, "batch", 16)) if block is None else checks.integer("block", block, 8)
     if block % 8:
         raise checks.refuse("block", "be a multiple of 8", block)
     factory = optimiser_factory(optimiser)
@@ -234,11 +234,11 @@ def _workers() -> list[jax.Device]:
     return [d for _, d in zip(range(max(cores, len(devices))), itertools.cycle(devices), strict=False)]
 
 
-def _default_block(objective: Objective) -> int:
-    """Measured (benchmarks/README.md): on a CPU about 1024 prompts in flight a core; an accelerator wants many seeds."""
+def default_block(batch: int) -> int:
+    """Seeds in one program: on a CPU about 1024 prompts in flight a core, measured; an accelerator wants many seeds."""
     if jax.default_backend() != "cpu":
         return 1024
-    fitting = 1024 // getattr(objective, "batch", 16)
+    fitting = 1024 // batch
     return max(8, min(64, 1 << max(fitting, 1).bit_length() - 1))
 
 

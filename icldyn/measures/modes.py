@@ -58,6 +58,14 @@ def q1_off_diagonal(U: Array, params: Params) -> Array:
     return _off_diagonal_share(q1(U, params))
 
 
+def null_block_share(U: Array, params: Params) -> Array:
+    """||p1||^2 + ||q2||^2 over that of all four blocks: 0 where yhat = p2 H q1 x_q, 1 where yhat = p1 H^T q2 x_q."""
+    D = U.shape[0]
+    squared_P, squared_Q = params["W_P"][D:] ** 2, params["W_Q"][:, :D] ** 2
+    null = jnp.sum(squared_P[:, :D]) + jnp.sum(squared_Q[D:])
+    return null / jnp.maximum(jnp.sum(squared_P) + jnp.sum(squared_Q), jnp.finfo(squared_P.dtype).tiny)
+
+
 def preconditioner_distance(U: Array, wanted: Array, params: Params) -> Array:
     """||U^T p2 q1 U - diag(wanted)||_F / ||wanted||; the paper's fixed point has wanted = Gamma's inverse eigenvalues."""
     gap = p2(U, params) @ q1(U, params) - jnp.diag(wanted)
@@ -67,7 +75,7 @@ def preconditioner_distance(U: Array, wanted: Array, params: Params) -> Array:
 def measures(U: ArrayLike, wanted: ArrayLike | None = None) -> dict[str, Callable[[Any], Array]]:
     """All of the above by name, ready for `ensemble` and `flow`; the distance only where its target (D,) is given."""
     basis = np.asarray(U, float)
-    functions = (strength, p, q, norm_gap, p2_off_diagonal, q1_off_diagonal)
+    functions = (strength, p, q, norm_gap, p2_off_diagonal, q1_off_diagonal, null_block_share)
     out: dict[str, Callable[[Any], Array]] = {f.__name__: Partial(f, basis) for f in functions}
     if wanted is not None:
         out["preconditioner_distance"] = Partial(preconditioner_distance, basis, np.asarray(wanted, float))

@@ -73,7 +73,7 @@ def blocks(params: Params, D: int) -> tuple[Array, Array, Array, Array]:
 
 def from_blocks(p1: Array, p2: Array, q1: Array, q2: Array) -> Params:
     """Full weights with these four blocks, and zeros where nothing reaches the answer."""
-    (O, D), n = p1.shape, sum(p1.shape)  # noqa: E741
+    D, n = p1.shape[1], sum(p1.shape)
     W_P = jnp.zeros((n, n), p1.dtype).at[D:, :D].set(p1).at[D:, D:].set(p2)
     W_Q = jnp.zeros((n, n), p1.dtype).at[:D, :D].set(q1).at[D:, :D].set(q2)
     return {"W_P": W_P, "W_Q": W_Q}

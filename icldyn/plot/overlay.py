@@ -33,6 +33,7 @@ def overlay(
     band: tuple[float, float] = (0.05, 0.95),
     labels: Sequence[str] | None = None,
     colors: Sequence[Any] | None = None,
+    legend: Mapping[str, Any] | None = None,
 ) -> Axes:
     """Draw value `name` of the seeds (median, band of quantiles) and of every theory that has it, against t.
 
@@ -46,6 +47,7 @@ def overlay(
         band: quantile levels of the band.
         labels: one for each entry of the value; "seeds" or "mode 1", "mode 2", ... by default.
         colors: one for each entry.
+        legend: passed on to `ax.legend`.
     """
     import matplotlib.pyplot as plt
 
@@ -62,9 +64,12 @@ def overlay(
     for (label, theory), dashes in zip((theories or {}).items(), cycle(THEORY_DASHES), strict=False):
         curves = np.asarray(theory[name]).reshape(theory.t.size, -1)
         for k in range(curves.shape[1]):
-            ax.plot(theory.t, curves[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None)
+            ax.plot(
+                theory.t, curves[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None
+            )
     covered = seeds.num_seeds - seeds.diverged
     ax.set_xlabel(r"time $t$ = learning rate $\times$ steps")
     legend_title = f"{covered:,} of {seeds.num_seeds:,} seeds" if seeds.diverged else f"{seeds.num_seeds:,} seeds"
-    ax.legend(title=f"{legend_title}, {band[0]:.0%}–{band[1]:.0%} band", title_fontsize=7.5)
+    title = f"{legend_title}, {band[0]:.0%}–{band[1]:.0%} band"
+    ax.legend(**{"title": title, "title_fontsize": 7.5, **(legend or {})})
     return ax

@@ -55,7 +55,7 @@ class RunFolder:
             "config": dict(config),
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "commit": _commit(),
             "trajectories": {},
         }
@@ -82,7 +82,9 @@ class RunFolder:
             record = json.loads((path / "run.json").read_text())
             version, study = int(record["format_version"]), str(record["study"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise checks.BadArgument(f"Argument `run` must be a run folder, but {str(path)!r} has no readable run.json.") from None
+            raise checks.BadArgument(
+                f"Argument `run` must be a run folder, but {str(path)!r} has no readable run.json."
+            ) from None
         if version > FORMAT_VERSION:
             raise checks.BadArgument(
                 f"Argument `run` must be of format {FORMAT_VERSION} or older, but {str(path)!r} ({study}) is of format {version}."
@@ -168,7 +170,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Installed version of a package."""
     try:
         return __version__ if name == "icldyn" else metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -180,7 +183,9 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
-        tracked = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=5)
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=5
+        )
         if head.returncode or tracked.returncode:
             return None
         changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=5)

@@ -27,13 +27,14 @@ from icldyn import checks
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from icldyn.study import Trajectories
 
 TABLE_S = (1.0, 0.6, 0.3, 0.15)  # the run of the table in the project's notes: lr .02, batch 512, 8 seeds, start .1
 TABLE_STEPS = 2000
+OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # beside the axes
+FLOW_STARTS = 64  # unaligned seeds whose own exact flow is solved
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,32 @@ class Config:
     """Prompts a step."""
     start: float = 0.22
     """Initial p_a = q_a of the aligned balanced start."""
-    unbalanced: tuple[float, ...] = (0.1, 0.3, 0.6)
-    """Ratios q_a / p_a at the start of the unbalanced runs, with p_a^2 + q_a^2 = 2 start^2 (inverses are run too)."""
+    unbalanced: tuple[float, ...] = (0.05, 0.25, 0.6)
+    """Ratios q_a / p_a at the start of the unbalanced runs (inverses are run too)."""
+    radius: float = 0.7
+    """(p_a^2 + q_a^2)^(1/2) at the start of the unbalanced runs."""
     spread: float = 0.2
-    """Standard deviation of the weights of the unaligned start (all blocks Gaussian)."""
+    """Standard deviation of the Gaussian weights of the unaligned starts."""
     t_end: float = 60.0
     """Time lr x steps of the aligned runs."""
-    t_end_unaligned: float = 150.0
-    """Time of the unaligned run."""
+    t_end_unaligned: float = 100.0
+    """Time of the unaligned runs."""
     lrs: tuple[float, ...] = (0.04, 0.02, 0.01)
     """Learning rates of the conservation sweep, with the main run's N."""
-    table_seeds: int = 8
+    table_seeds: int = 32
     """Seeds of the run that the notes tabulate (lr .02, batch 512)."""
 
 
 SCALES = {
     "smoke": Config(
-        seeds=64, other_seeds=64, N=(8, 20, 200), s=(1.0, 0.7, 0.5), lr=0.02, t_end=30.0, t_end_unaligned=30.0, lrs=(0.08, 0.04, 0.02)
+        seeds=128,
+        other_seeds=64,
+        N=(8, 20, 200),
+        s=(1.0, 0.75, 0.6, 0.5),
+        t_end=30.0,
+        t_end_unaligned=40.0,
+        lrs=(0.08, 0.04, 0.02),
+        table_seeds=8,
     ),
     "laptop": Config(),
     "paper": Config(
@@ -87,10 +97,13 @@ SCALES = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-    sizes = [lambda name=name: checks.integer(name, getattr(config, name), 1) for name in ("seeds", "other_seeds", "batch", "table_seeds")]
+    sizes = [
+        lambda name=name: checks.integer(name, getattr(config, name), 1)
+        for name in ("seeds", "other_seeds", "batch", "table_seeds")
+    ]
     reals = [
         lambda name=name: checks.real(name, getattr(config, name), above=0)
-        for name in ("lr", "start", "spread", "t_end", "t_end_unaligned")
+        for name in ("lr", "start", "radius", "spread", "t_end", "t_end_unaligned")
     ]
     lists = [
         lambda name=name: [checks.real(f"{name}[{k}]", v, above=0) for k, v in enumerate(getattr(config, name))]
@@ -130,7 +143,9 @@ def experiment(config: Config, progress: bool = False) -> Iterator[tuple[str, An
     def train(title: str, N: int, init, seeds: int, **settings):
         task = ic.linear_regression(N, settings.pop("s", s))
         return ic.ensemble(
-            ic.statistics(task, model if task.D == model.D else ic.linear_attention(task.D), settings.pop("batch", config.batch)),
+            ic.statistics(
+                task, model if task.D == model.D else ic.linear_attention(task.D), settings.pop("batch", config.batch)
+            ),
             init,
             seeds=seeds,
             measures=_measures(task),
@@ -145,17 +160,51 @@ def experiment(config: Config, progress: bool = False) -> Iterator[tuple[str, An
         yield f"N{N}", train(f"aligned, N = {N}", N, balanced, seeds, t_end=config.t_end)
     for k, (p, q) in enumerate(_unbalanced(config)):
         init = ic.aligned(model, p=p, q=q)
-        yield f"unbalanced{k}", train(f"unbalanced, q/p = {q / p:.2g}", config.N[-1], init, config.other_seeds // 4 or 1, t_end=config.t_end)
-    yield "lr_sweep", train(
-        "learning rates", config.N[1], balanced, config.other_seeds, lr=list(config.lrs), t_end=config.t_end, records=9
+        yield (
+            f"unbalanced{k}",
+            train(
+                f"unbalanced, q/p = {q / p:.2g}", config.N[-1], init, config.other_seeds // 4 or 1, t_end=config.t_end
+            ),
+        )
+    yield (
+        "lr_sweep",
+        train(
+            "learning rates",
+            config.N[1],
+            balanced,
+            config.other_seeds,
+            lr=list(config.lrs),
+            t_end=config.t_end,
+            records=9,
+        ),
     )
-    yield "unaligned", train(
-        "unaligned", config.N[1], ic.gaussian(model), config.other_seeds, init_scale=config.spread, t_end=config.t_end_unaligned
-    )
+    for name, init in _unaligned(model).items():
+        yield (
+            name,
+            train(
+                name.replace("_", ", "),
+                config.N[1],
+                init,
+                config.other_seeds,
+                init_scale=config.spread,
+                t_end=config.t_end_unaligned,
+            ),
+        )
     table_init = ic.aligned(ic.linear_attention(4), p=0.1, q=0.1)
     for N in (8, 20):
-        yield f"table_N{N}", train(
-            f"table of the notes, N = {N}", N, table_init, config.table_seeds, s=np.asarray(TABLE_S), batch=512, lr=0.02, steps=TABLE_STEPS, records=3
+        yield (
+            f"table_N{N}",
+            train(
+                f"table of the notes, N = {N}",
+                N,
+                table_init,
+                config.table_seeds,
+                s=np.asarray(TABLE_S),
+                batch=512,
+                lr=0.02,
+                steps=TABLE_STEPS,
+                records=3,
+            ),
         )
 
 
@@ -176,13 +225,26 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
             N = int(name.removeprefix("table_N"))
             out[f"exact_{name}"] = _modes_flow("exact", np.asarray(TABLE_S), N, 0.1, 0.1, run.t)
             out[f"closed_{name}"] = _closed_form(np.asarray(TABLE_S), N, 0.1, run.t)
-        elif name == "unaligned":
+        else:
+            if name == "lr_sweep":
+                continue
             model, task = ic.linear_attention(s.size), ic.linear_regression(config.N[1], s)
-            starts = ic.initial_params(ic.gaussian(model), seeds=min(run.num_seeds, 64), init_scale=config.spread)
-            out["exact_unaligned"] = ic.flow(
-                ic.gradient_flow(ic.population(task, model)), starts, run.t, measures=_measures(task), dims=ic.modes.DIMS, many=True
+            init, count = _unaligned(model)[name], min(run.num_seeds, FLOW_STARTS)
+            starts = ic.initial_params(init, seeds=count, init_scale=config.spread)
+            out[f"exact_{name}"] = ic.flow(
+                ic.gradient_flow(ic.population(task, model)),
+                starts,
+                run.t,
+                measures=_measures(task),
+                dims=ic.modes.DIMS,
+                many=True,
             )
     return out
+
+
+def _unaligned(model) -> dict[str, Any]:
+    """Gaussian starts: of p2 and q1 alone, as the paper's reduced model, and of all blocks."""
+    return {"unaligned_p2_q1": ic.gaussian(model, null_blocks=False), "unaligned_all_blocks": ic.gaussian(model)}
 
 
 def _measures(task) -> dict[str, Any]:
@@ -206,7 +268,13 @@ def _modes_flow(which: str, s: np.ndarray, N: int, p: float, q: float, t: np.nda
     start = {"p": np.full(s.size, p), "q": np.full(s.size, q)}
     measures = {"strength": _strength, "p": _p, "q": _q, "norm_gap": _norm_gap, "loss": Partial(loss, s, float(N))}
     distance = Partial(_distance, np.asarray(ic.logistic.final_strength(s, N)))
-    return ic.flow(Partial(field, s, float(N)), start, t, measures=measures | {"preconditioner_distance": distance}, dims=ic.modes.DIMS)
+    return ic.flow(
+        Partial(field, s, float(N)),
+        start,
+        t,
+        measures=measures | {"preconditioner_distance": distance},
+        dims=ic.modes.DIMS,
+    )
 
 
 def _exact_field(s, N, w):
@@ -259,8 +327,8 @@ def _closed_form(s: np.ndarray, N: int, start: float, t: np.ndarray):
 
 
 def _unbalanced(config: Config) -> list[tuple[float, float]]:
-    """(p, q) at the start, p^2 + q^2 = 2 start^2, for every ratio q / p and its inverse."""
-    pairs = [(np.sqrt(2 / (1 + r**2)) * config.start, r * np.sqrt(2 / (1 + r**2)) * config.start) for r in config.unbalanced]
+    """(p, q) at the start, at the same distance from the origin, for every ratio q / p and its inverse."""
+    pairs = [(config.radius / np.sqrt(1 + r**2), config.radius * r / np.sqrt(1 + r**2)) for r in config.unbalanced]
     return pairs + [(q, p) for p, q in pairs]
 
 
@@ -307,33 +375,84 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     out = []
     for N in config.N:
         gap = _gap(s, N, seeds[f"N{N}"], theory[f"exact_N{N}"])
-        out.append(Claim(f"The mode strengths of SGD follow the exact coupled flow at N/d = {N / d:g} (gap, worst mode)", gap, high=0.02, gap=True))
+        out.append(
+            Claim(
+                f"The mode strengths of SGD follow the exact coupled flow at N/d = {N / d:g} (gap, worst mode)",
+                gap,
+                high=0.02,
+                gap=True,
+            )
+        )
     for N in (config.N[0], config.N[-1]):
         gap = _gap(s, N, seeds[f"N{N}"], theory[f"closed_N{N}"])
         high = 0.02 if N / d >= 50 else np.inf
-        out.append(Claim(f"The same gap of the paper's closed form at N/d = {N / d:g}", gap, high=high, gap=high < np.inf))
+        out.append(
+            Claim(f"The same gap of the paper's closed form at N/d = {N / d:g}", gap, high=high, gap=high < np.inf)
+        )
     last = config.N[-1]
     times, logarithm = _escape(config, last, seeds[f"N{last}"])
-    out.append(Claim(f"Escape time over its logarithm grows as (1/s^2)^1 (slope, N/d = {last / d:g})", _slope(1 / s**2, times / logarithm), 0.98, 1.02))
+    out.append(
+        Claim(
+            f"Escape time over its logarithm grows as (1/s^2)^1 (slope, N/d = {last / d:g})",
+            _slope(1 / s**2, times / logarithm),
+            0.98,
+            1.02,
+        )
+    )
     sweep = seeds["lr_sweep"]
-    drift = np.array([sweep.isel(lr=k).mean("norm_gap")[-1] - sweep.isel(lr=k).mean("norm_gap")[0] for k in range(len(config.lrs))])
-    out.append(Claim("||W_P||^2 - ||W_Q||^2 drifts in proportion to lr at fixed t (slope)", _slope(np.asarray(config.lrs), drift), 0.9, 1.1))
+    drift = np.array(
+        [sweep.isel(lr=k).mean("norm_gap")[-1] - sweep.isel(lr=k).mean("norm_gap")[0] for k in range(len(config.lrs))]
+    )
+    out.append(
+        Claim(
+            "||W_P||^2 - ||W_Q||^2 drifts in proportion to lr at fixed t (slope)",
+            _slope(np.asarray(config.lrs), drift),
+            0.9,
+            1.1,
+        )
+    )
     loss, error = _loss_at_zero_rate(config, sweep)
     flow_loss, p_q = theory[f"exact_N{config.N[1]}"]["loss"][-1], ic.null_blocks.modes_optimum(s, config.N[1])
     optimum = float(ic.null_blocks.modes_loss(*p_q, s, float(config.N[1])))
-    out.append(Claim("Final loss of the seeds as lr -> 0 equals the exact flow's (distance in standard errors)", abs(loss - flow_loss) / error, high=4))
-    out.append(Claim("The exact flow's final loss is at the exact optimum (relative excess)", flow_loss / optimum - 1, 0, 5e-3))
+    out.append(
+        Claim(
+            "Final loss of the seeds as lr -> 0 equals the exact flow's (distance in standard errors)",
+            abs(loss - flow_loss) / error,
+            high=4,
+        )
+    )
+    out.append(
+        Claim("The exact flow's final loss is at the exact optimum (relative excess)", flow_loss / optimum - 1, 0, 5e-3)
+    )
     for N in (8, 20):
-        run, exact = seeds[f"table_N{N}"], theory[f"exact_table_N{N}"]
-        error = np.maximum(run.standard_error("strength")[1:, 2], 1e-12)
-        steps = f"third mode at steps {TABLE_STEPS // 2} and {TABLE_STEPS}"
-        apart = np.abs(run.mean("strength") - exact["strength"])[1:, 2]
-        out.append(Claim(f"The table of the notes at N = {N}: {steps}, seeds against exact flow (relative)", float((apart / exact["strength"][1:, 2]).max()), high=0.03))
-    run, flow = seeds["unaligned"], theory["exact_unaligned"]
-    first = slice(0, flow.num_seeds)
+        apart = (seeds[f"table_N{N}"].mean("strength") / theory[f"exact_table_N{N}"]["strength"] - 1)[1:, 2]
+        which = f"third mode at steps {TABLE_STEPS // 2} and {TABLE_STEPS}"
+        out.append(
+            Claim(
+                f"The notes' table at N = {N}, {which}: seeds against the exact flow (relative)",
+                float(np.abs(apart).max()),
+                high=0.02,
+            )
+        )
+    run, flow = seeds["unaligned_p2_q1"], theory["exact_unaligned_p2_q1"]
     for name in ("p2_off_diagonal", "q1_off_diagonal"):
-        apart = np.abs(run[name][first].mean(0) - flow[name].mean(0)).max()
-        out.append(Claim(f"Unaligned: mean {name.replace('_', ' ')} share follows the exact population flow (largest difference)", float(apart), high=0.03))
+        apart = np.abs(run[name][: flow.num_seeds].mean(0) - flow[name].mean(0)).max()
+        out.append(
+            Claim(
+                f"Unaligned p2, q1: their mean {name.replace('_', ' ')} share follows the exact flow (largest difference)",
+                float(apart),
+                high=0.02,
+            )
+        )
+    run, flow = seeds["unaligned_all_blocks"], theory["exact_unaligned_all_blocks"]
+    near = np.abs(run["null_block_share"][: flow.num_seeds, -1] - flow["null_block_share"][:, -1]) < 0.05
+    out.append(
+        Claim(
+            "Unaligned, all blocks: share of seeds that end in the blocks their own exact flow ends in",
+            float(near.mean()),
+            0.8,
+        )
+    )
     lost = sum(r.diverged for r in seeds.values())
     out.append(Claim(f"Seeds that diverged, of {sum(r.finite().size for r in seeds.values()):,}", float(lost), high=0))
     return out
@@ -372,10 +491,14 @@ def _mode_labels(config: Config) -> list[str]:
 def _figure_overlay(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     N = config.N[1]
     run, curves = seeds[f"N{N}"], {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
-    figure, (left, right) = _axes(1, 2, 3.7, 3.0)
+    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
     ic.overlay(run, curves, "loss", left)
-    left.set(title=f"(a) loss, N/d = {N / len(config.s):g}", ylabel=r"$\frac{1}{2}\,\mathrm{E}\,|y-\hat{y}|^2$", xlim=(0, run.t[-1]))
-    ic.overlay(run, curves, "strength", right, labels=_mode_labels(config))
+    left.set(
+        title=f"(a) loss, N/d = {N / len(config.s):g}",
+        ylabel=r"$\frac{1}{2}\,\mathrm{E}\,|y-\hat{y}|^2$",
+        xlim=(0, run.t[-1]),
+    )
+    ic.overlay(run, curves, "strength", right, labels=_mode_labels(config), legend=OUTSIDE)
     right.set(title="(b) mode strengths", ylabel=r"$a_\alpha = p_\alpha q_\alpha$", xlim=(0, run.t[-1]), ylim=(0, None))
     return figure
 
@@ -387,7 +510,9 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
     left.plot(run.t, run["norm_gap"].T, color="C0", alpha=min(1.0, 40 / run.num_seeds), linewidth=0.4, rasterized=True)
     left.plot(run.t, run.mean("norm_gap"), color="C1", label=f"mean of {run.num_seeds:,} seeds")
     left.plot(run.t, theory[f"exact_N{first}"]["norm_gap"], "k--", label="gradient flow: conserved")
-    left.set(title=f"(c) conserved quantity, lr = {config.lr:g}", xlabel="time $t$", ylabel=r"$\|W_P\|_F^2 - \|W_Q\|_F^2$")
+    left.set(
+        title=f"(c) conserved quantity, lr = {config.lr:g}", xlabel="time $t$", ylabel=r"$\|W_P\|_F^2 - \|W_Q\|_F^2$"
+    )
     left.legend()
     sweep = seeds["lr_sweep"]
     drift = [abs(sweep.isel(lr=k).mean("norm_gap")[-1]) for k in range(len(config.lrs))]
@@ -395,25 +520,42 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
     middle.errorbar(config.lrs, drift, yerr=error, fmt="o", color="C1", label=f"{config.other_seeds} seeds each")
     grid = np.array([min(config.lrs), max(config.lrs)])
     middle.plot(grid, drift[0] / config.lrs[0] * grid, "k--", linewidth=1, label="proportional to lr")
-    middle.set(title=f"its drift at t = {config.t_end:g}: slope {_slope(np.asarray(config.lrs), np.asarray(drift)):.3f}", xlabel="learning rate", ylabel="|mean drift|")
+    middle.set(
+        title=f"its drift at t = {config.t_end:g}: slope {_slope(np.asarray(config.lrs), np.asarray(drift)):.3f}",
+        xlabel="learning rate",
+        ylabel="|mean drift|",
+    )
     middle.set(xscale="log", yscale="log")
-    _plain_ticks(middle, config.lrs)
+    _plain_ticks(middle.xaxis, config.lrs)
+    _plain_ticks(middle.yaxis, drift)
     middle.legend()
     for k, label in enumerate(_mode_labels(config)):
         for N, dashes in ((first, "-"), (last, ":")):
             p, q = (seeds[f"N{N}"].mean(name)[:, k] for name in "pq")
-            right.plot(seeds[f"N{N}"].t, p**2 - q**2, color=f"C{k}", linestyle=dashes, label=label if N == first else None)
+            right.plot(
+                seeds[f"N{N}"].t, p**2 - q**2, color=f"C{k}", linestyle=dashes, label=label if N == first else None
+            )
         exact = theory[f"exact_N{first}"]
-        right.plot(exact.t, exact["p"][:, k] ** 2 - exact["q"][:, k] ** 2, "k--", linewidth=0.9, label="exact flow" if k == 0 else None)
-    right.set(title=f"per mode: N/d = {first / len(config.s):g} (solid), {last / len(config.s):g} (dotted)", xlabel="time $t$", ylabel=r"$p_\alpha^2 - q_\alpha^2$")
+        right.plot(
+            exact.t,
+            exact["p"][:, k] ** 2 - exact["q"][:, k] ** 2,
+            "k--",
+            linewidth=0.9,
+            label="exact flow" if k == 0 else None,
+        )
+    right.set(
+        title=f"per mode: N/d = {first / len(config.s):g} (solid), {last / len(config.s):g} (dotted)",
+        xlabel="time $t$",
+        ylabel=r"$p_\alpha^2 - q_\alpha^2$",
+    )
     right.legend(ncol=2)
     return figure
 
 
-def _plain_ticks(ax: Axes, values) -> None:
-    """Ticks of a logarithmic x axis at these values, as plain numbers."""
-    ax.set_xticks(list(values), [f"{v:g}" for v in values])
-    ax.minorticks_off()
+def _plain_ticks(axis, values) -> None:
+    """Ticks of a logarithmic axis at these values alone, as plain numbers."""
+    axis.set_ticks(list(values), [f"{v:.3g}" for v in values])
+    axis.set_ticks([], minor=True)
 
 
 def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
@@ -427,14 +569,31 @@ def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectorie
         grid = np.linspace(1e-3, reach, 200)
         ax.plot(grid, ends[k] / grid, color="0.6", linewidth=3, alpha=0.5, label=r"fixed points $pq = 1/s^\infty$")
         for r, (p0, q0) in enumerate(_unbalanced(config)):
-            run, flow, color = seeds[f"unbalanced{r}"], theory[f"exact_unbalanced{r}"], plt.get_cmap("viridis")(r / 6 + 0.05)
+            run, flow, color = (
+                seeds[f"unbalanced{r}"],
+                theory[f"exact_unbalanced{r}"],
+                plt.get_cmap("viridis")(r / 6 + 0.05),
+            )
             ax.plot(run["p"][:, :, k].T, run["q"][:, :, k].T, color=color, alpha=0.12, linewidth=0.5, rasterized=True)
             c = p0**2 - q0**2
             p = grid[grid**2 >= max(c, 0)]
-            ax.plot(p, np.sqrt(p**2 - c), color="0.35", linewidth=0.7, linestyle=":", label=r"$p^2 - q^2$ = const" if r == 0 else None)
+            ax.plot(
+                p,
+                np.sqrt(p**2 - c),
+                color="0.35",
+                linewidth=0.7,
+                linestyle=":",
+                label=r"$p^2 - q^2$ = const" if r == 0 else None,
+            )
             ax.plot(flow["p"][:, k], flow["q"][:, k], "k--", linewidth=1, label="exact flow" if r == 0 else None)
             ax.plot(p0, q0, "o", color=color, markersize=3)
-        ax.set(xlim=(0, reach), ylim=(0, reach), aspect="equal", xlabel=r"$p_\alpha$", title=f"{'(d) ' if k == 0 else ''}$s_{k + 1}$ = {s[k]:g}")
+        ax.set(
+            xlim=(0, reach),
+            ylim=(0, reach),
+            aspect="equal",
+            xlabel=r"$p_\alpha$",
+            title=f"{'(d) ' if k == 0 else ''}$s_{k + 1}$ = {s[k]:g}",
+        )
     axes[0].set_ylabel(r"$q_\alpha$")
     axes[-1].legend(loc="upper right", fontsize=6)
     return figure
@@ -446,10 +605,23 @@ def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) ->
     for color, N in (("C1", config.N[0]), ("C0", config.N[-1])):
         times, logarithm = _escape(config, N, seeds[f"N{N}"])
         slope = _slope(1 / s**2, times / logarithm)
-        left.plot(1 / s**2, times / logarithm, "o", color=color, label=f"{seeds[f'N{N}'].num_seeds} seeds, N/d = {N / s.size:g}: slope {slope:.3f}")
+        left.plot(
+            1 / s**2,
+            times / logarithm,
+            "o",
+            color=color,
+            label=f"{seeds[f'N{N}'].num_seeds} seeds, N/d = {N / s.size:g}: slope {slope:.3f}",
+        )
     left.plot(1 / s**2, 0.5 / s**2, "k--", linewidth=1, label=r"closed form, $\tau/2 = 1/(2 s^2)$")
-    left.set(title="(e) escape time over its logarithm", xlabel=r"$1/s_\alpha^2$", ylabel=r"$t_{1/2}\,/\,\log(a^\infty/a_0 - 1)$", xscale="log", yscale="log")
-    _plain_ticks(left, [round(float(v), 2) for v in 1 / s**2])
+    left.set(
+        title="(e) escape time over its logarithm",
+        xlabel=r"$1/s_\alpha^2$",
+        ylabel=r"$t_{1/2}\,/\,\log(a^\infty/a_0 - 1)$",
+        xscale="log",
+        yscale="log",
+    )
+    _plain_ticks(left.xaxis, 1 / s**2)
+    _plain_ticks(left.yaxis, 0.5 / s**2)
     left.legend()
     for k, N in enumerate((config.N[0], config.N[1], config.N[-1])):
         run, exact, closed = seeds[f"N{N}"], theory[f"exact_N{N}"], theory[f"closed_N{N}"]
@@ -458,48 +630,83 @@ def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) ->
         right.plot(run.t, median, color=f"C{k}", label=f"N/d = {N / s.size:g}")
         right.plot(run.t, exact["preconditioner_distance"], "k--", linewidth=1, label="exact flow" if k == 0 else None)
         right.plot(run.t, closed["preconditioner_distance"], "k:", linewidth=1, label="closed form" if k == 0 else None)
-    right.set(title="(f) distance to the paper's preconditioner", xlabel="time $t$", ylabel=r"$\|p_2 q_1 - \Gamma^{-1}\|_F\,/\,\|\Gamma^{-1}\|_F$", yscale="log", ylim=(5e-3, 1.2))
+    right.set(
+        title="(f) distance to the paper's preconditioner",
+        xlabel="time $t$",
+        ylabel=r"$\|p_2 q_1 - \Gamma^{-1}\|_F\,/\,\|\Gamma^{-1}\|_F$",
+        yscale="log",
+        ylim=(5e-3, 1.2),
+    )
     right.legend()
     return figure
 
 
 def _figure_closed_form(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(1, 2, 3.7, 3.0)
+    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
     s, ratio = np.asarray(config.s), np.asarray(config.N) / len(config.s)
-    for label, kind, color, marker in (("closed form", "closed", "C1", "s"), ("exact coupled flow", "exact", "C0", "o")):
+    for label, kind, color, marker in (
+        ("closed form", "closed", "C1", "s"),
+        ("exact coupled flow", "exact", "C0", "o"),
+    ):
         gaps = [_gap(s, N, seeds[f"N{N}"], theory[f"{kind}_N{N}"]) for N in config.N]
         left.plot(ratio, gaps, marker=marker, markersize=4, color=color, label=label)
     noise = [float((seeds[f"N{N}"].standard_error("strength") / _final(s, N)).max()) for N in config.N]
     left.plot(ratio, noise, color="0.6", linewidth=1, label="standard error of the seeds")
     left.axhline(0.02, color="0.3", linewidth=0.7, linestyle=":")
     left.text(ratio[0], 0.0215, "2%", fontsize=7, color="0.3")
-    left.set(title="(g) where the closed form holds", xlabel="context length over dimension, N/d", ylabel=r"max$_t$ |mean $a$ - theory| / $a(\infty)$", xscale="log", yscale="log")
-    _plain_ticks(left, ratio)
+    left.set(
+        title="(g) where the closed form holds",
+        xlabel="context length over dimension, N/d",
+        ylabel=r"max$_t$ |mean $a$ - theory| / $a(\infty)$",
+        xscale="log",
+        yscale="log",
+    )
+    _plain_ticks(left.xaxis, ratio)
     left.legend()
     N = config.N[0]
     curves = {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
-    ic.overlay(seeds[f"N{N}"], curves, "strength", right, labels=_mode_labels(config))
-    right.set(title=f"mode strengths at N/d = {N / s.size:g}", ylabel=r"$a_\alpha$", xlim=(0, seeds[f"N{N}"].t[-1]), ylim=(0, None))
+    ic.overlay(seeds[f"N{N}"], curves, "strength", right, labels=_mode_labels(config), legend=OUTSIDE)
+    right.set(
+        title=f"mode strengths at N/d = {N / s.size:g}",
+        ylabel=r"$a_\alpha$",
+        xlim=(0, seeds[f"N{N}"].t[-1]),
+        ylim=(0, None),
+    )
     return figure
 
 
 def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, middle, right) = _axes(1, 3, 3.3, 2.8)
-    run, flow = seeds["unaligned"], theory["exact_unaligned"]
-    for ax, name, title in ((left, "p2_off_diagonal", "$p_2$"), (middle, "q1_off_diagonal", "$q_1$"), (right, "loss", "loss")):
+    figure, (left, middle, right) = _axes(1, 3, 3.4, 2.9)
+    run, flow = seeds["unaligned_p2_q1"], theory["exact_unaligned_p2_q1"]
+    for ax, name, title in (
+        (left, "p2_off_diagonal", "(h) off-diagonal share of $p_2$"),
+        (middle, "q1_off_diagonal", "of $q_1$"),
+    ):
         low, median, high = run.quantile(name, (0.05, 0.5, 0.95))
         ax.fill_between(run.t, low, high, color="C0", alpha=0.25, linewidth=0)
         ax.plot(run.t, median, color="C0", label=f"{run.num_seeds} seeds, median and 5%–95%")
         for k, level in enumerate(flow.quantile(name, (0.05, 0.5, 0.95))):
-            ax.plot(flow.t, level, "k--", linewidth=1.2 if k == 1 else 0.7, label=f"exact flow from {flow.num_seeds} of the starts" if k == 1 else None)
-        ax.set(xlabel="time $t$", title=f"off-diagonal share of {title}" if ax is not right else "loss")
-        ax.set_xlim(0, run.t[-1])
-    left.set(title="(h) off-diagonal share of $p_2$", ylabel=r"$\sum_{a \neq b} M_{ab}^2 / \|M\|_F^2$")
-    for ax in (left, middle):
-        ax.set_ylim(1e-5, 1.5)
-        ax.set_yscale("log")
-    right.set_ylabel(r"$\frac{1}{2}\,\mathrm{E}\,|y-\hat{y}|^2$")
-    left.legend()
+            label = f"exact flow from {flow.num_seeds} of the starts" if k == 1 else None
+            ax.plot(flow.t, level, "k--", linewidth=1.2 if k == 1 else 0.7, label=label)
+        ax.set(xlabel="time $t$", title=title, xlim=(0, run.t[-1]), ylim=(1e-5, 1.5), yscale="log")
+    left.set_ylabel(r"$\sum_{a \neq b} M_{ab}^2\,/\,\|M\|_F^2$")
+    left.legend(loc="lower left")
+    run, flow = seeds["unaligned_all_blocks"], theory["exact_unaligned_all_blocks"]
+    right.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+    right.plot(
+        flow["null_block_share"][:, -1],
+        run["null_block_share"][: flow.num_seeds, -1],
+        "o",
+        color="C1",
+        markersize=3.5,
+        alpha=0.7,
+    )
+    right.set(
+        title=f"weight in $p_1$, $q_2$ at t = {run.t[-1]:g}, all blocks Gaussian",
+        xlabel="exact flow from the same start",
+        ylabel="seed",
+        aspect="equal",
+    )
     return figure
 
 

@@ -10,6 +10,7 @@ three families:
 or uniformly from a fixed pool of P tasks drawn once from the family.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -39,11 +40,12 @@ class LinearRegression:
 
     s: ArrayLike  # (D,), descending
     U: ArrayLike  # (D, D), eigenvectors of Sigma in its columns
-    Sigma_w: ArrayLike  # (D, D); used by the scalar family
+    root_w: ArrayLike  # (D, D), square root of Sigma_w; used by the scalar family
     rho: ArrayLike  # label-noise variance
     pool: ArrayLike | None  # (P, O, D), or None for a fresh task in every prompt
     N: int = static()
     family: str = static()
+    noisy: bool = static()  # whether rho > 0: labels without noise draw none
 
     @property
     def D(self) -> int:
@@ -56,21 +58,21 @@ class LinearRegression:
         return 1 if self.family == "scalar" else self.D
 
     @property
-    def noisy(self) -> bool:
-        """Whether labels carry noise (a choice of the program, so rho itself stays a traced value)."""
-        return isinstance(self.rho, jax.core.Tracer) or bool(np.any(np.asarray(self.rho) > 0))
-
-    @property
     def Sigma(self) -> np.ndarray:
         """Covariance of the inputs, (D, D)."""
         U = np.asarray(self.U)
         return (U * np.asarray(self.s)) @ U.T
 
+    @property
+    def Sigma_w(self) -> np.ndarray:
+        """Covariance of scalar tasks, (D, D)."""
+        return np.asarray(self.root_w) @ np.asarray(self.root_w)
+
     def task_covariance(self) -> np.ndarray:
         """Lambda_iajb = E[W_ia W_jb], (O, D, O, D), of a fresh task (a Gaussian with mean 0)."""
         D, U = self.D, np.asarray(self.U)
         if self.family == "scalar":
-            return np.asarray(self.Sigma_w)[None, :, None, :]
+            return self.Sigma_w[None, :, None, :]
         if self.family == "iid":
             return np.einsum("ij,ab->iajb", np.eye(D), np.eye(D))
         return np.einsum("ik,ak,jk,bk->iajb", U, U, U, U)
@@ -85,7 +87,7 @@ class LinearRegression:
             return jax.random.normal(key, (B, self.D, self.D), s.dtype)
         g = jax.random.normal(key, (B, self.D), s.dtype)
         if self.family == "scalar":
-            return jnp.einsum("ab,nb->na", square_root(jnp.asarray(self.Sigma_w)), g)[:, None, :]
+            return jnp.einsum("ab,nb->na", jnp.asarray(self.root_w), g)[:, None, :]
         return jnp.einsum("ik,nk,jk->nij", U, g, U)
 
     def sample(self, key: Array, B: int) -> Prompts:
@@ -102,10 +104,10 @@ class LinearRegression:
         return Prompts(x, y, x_q, y_q)
 
 
-def square_root(M: Array) -> Array:
+def square_root(M: np.ndarray) -> np.ndarray:
     """The symmetric square root of a positive semi-definite matrix (singular ones too)."""
-    values, vectors = jnp.linalg.eigh(M)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]) @ vectors.T
+    values, vectors = np.linalg.eigh(M)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def isotropic(D: int, scale: float = 1.0) -> np.ndarray:
@@ -158,7 +160,9 @@ def linear_regression(
         raise checks.BadArgument("Give either argument `s` (eigenvalues) or argument `Sigma` (covariance), not both.")
     if Sigma is not None:
         if U is not None:
-            raise checks.BadArgument("Argument `U` must be left out when `Sigma` is given, which has its own eigenvectors.")
+            raise checks.BadArgument(
+                "Argument `U` must be left out when `Sigma` is given, which has its own eigenvectors."
+            )
         values, vectors = np.linalg.eigh(checks.covariance("Sigma", Sigma))
         s, U = np.maximum(values[::-1], 0.0), vectors[:, ::-1].copy()
     s = checks.eigenvalues("s", s)
@@ -166,25 +170,23 @@ def linear_regression(
     U = np.eye(D) if U is None else checks.array("U", U, shape=(D, D))
     defect = np.abs(U.T @ U - np.eye(D)).max()
     if defect > 1e-8:
-        raise checks.BadArgument(f"Argument `U` must be orthogonal, but U^T U differs from the identity by {defect:.3g}.")
+        raise checks.BadArgument(
+            f"Argument `U` must be orthogonal, but U^T U differs from the identity by {defect:.3g}."
+        )
     if Sigma_w is not None and family != "scalar":
         raise checks.BadArgument(f"Argument `Sigma_w` must be left out for family {family!r}; it belongs to 'scalar'.")
     Sigma_w = np.eye(D) if Sigma_w is None else checks.covariance("Sigma_w", Sigma_w, D)
-    task = LinearRegression(s=s, U=U, Sigma_w=Sigma_w, rho=np.float64(rho), pool=None, N=N, family=family)
+    task = LinearRegression(
+        s=s, U=U, root_w=square_root(Sigma_w), rho=np.float64(rho), pool=None, N=N, family=family, noisy=rho > 0
+    )
     if pool is None:
         return task
     if np.ndim(pool) == 0:
         P = checks.integer("pool", pool, 1)
         drawn = np.random.default_rng(checks.integer("pool_seed", pool_seed, 0))
         Lambda = task.task_covariance().reshape(task.O * D, task.O * D)
-        root = np.asarray(_square_root(Lambda))
-        tasks = (drawn.normal(size=(P, task.O * D)) @ root).reshape(P, task.O, D)
+        tasks = (drawn.normal(size=(P, task.O * D)) @ square_root(Lambda)).reshape(P, task.O, D)
     else:
         tasks = checks.array("pool", pool, shape=(None, task.O, D))
         checks.integer("number of tasks in `pool`", len(tasks), 1)
-    return LinearRegression(s=s, U=U, Sigma_w=Sigma_w, rho=np.float64(rho), pool=tasks, N=N, family=family)
-
-
-def _square_root(M: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(M)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return dataclasses.replace(task, pool=tasks)

@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 from .. import checks
 
 
-def loss(p2: Array, q1: Array, s: Array, N: ArrayLike, family: str = "shared_eigenbasis", rho: ArrayLike = 0.0) -> Array:
+def loss(
+    p2: Array, q1: Array, s: Array, N: ArrayLike, family: str = "shared_eigenbasis", rho: ArrayLike = 0.0
+) -> Array:
     """L at any p2, q1 (D, D), with B = q1 S q1^T and E = S B S + (S B S + tr(B S) S)/N:
 
     shared eigenbasis:  2L = tr S   - 2 tr(p2 Diag(S q1 S)) + tr(p2^T p2 Diag(E)) + (rho/N) tr(S B) ||p2||^2
