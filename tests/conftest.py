@@ -6,17 +6,13 @@ import pytest
 matplotlib.use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def strict():
+def pytest_configure():
     import jax
 
-    with (
-        jax.enable_x64(True),
-        jax.numpy_rank_promotion("raise"),
-        jax.numpy_dtype_promotion("strict"),
-        jax.debug_key_reuse(True),
-    ):
-        yield
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_debug_key_reuse", True)
 
 
 @pytest.fixture(scope="session")

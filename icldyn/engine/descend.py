@@ -52,11 +52,12 @@ def descend(
     state: tuple[Any, Any],
     step: Array,
     gaps: Array,
+    keep: Array,
 ) -> tuple[tuple[Any, Any], dict[str, Array]]:
-    """Advance (params, optimiser state) by `gaps[0]` steps, record, by `gaps[1]`, record, and so on.
+    """Advance (params, optimiser state) by `gaps[0]` steps, record if `keep[0]`, by `gaps[1]`, record if `keep[1]`, and so on.
 
-    The batch of step i comes from `fold_in(key, i)`, so a run can be cut in time anywhere. `gaps` (R,) is traced: another
-    schedule runs the same program. Returns the state and the measures, stacked (R, ...); "loss", unless given among the
+    The batch of step i comes from `fold_in(key, i)`, so a run can be cut in time anywhere. `gaps` and `keep` (R,) are traced:
+    another schedule runs the same program. Returns the state and the measures, stacked (R, ...); "loss", unless given among the
     measures, is the loss of the batch that the next step will see.
     """
     transform = optimiser(lr)
@@ -68,14 +69,18 @@ def descend(
             updates, opt_state = transform.update(grads, opt_state, params)
         return jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates), opt_state
 
-    def record(carry, gap):
-        state, i = carry
-        state = lax.fori_loop(i, i + gap, one_step, state)
-        seen = {name: measure(state[0]) for name, measure in measures.items()}
+    def read(params, i):
+        seen = {name: measure(params) for name, measure in measures.items()}
         if "loss" not in seen:
-            seen["loss"] = objective.loss(state[0], jax.random.fold_in(key, i + gap))
-        return (state, i + gap), seen
+            seen["loss"] = objective.loss(params, jax.random.fold_in(key, i))
+        return seen
+
+    def record(carry, gap_and_keep):
+        (state, i), (gap, kept) = carry, gap_and_keep
+        state = lax.fori_loop(i, i + gap, one_step, state)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, state[0], i))
+        return (state, i + gap), lax.cond(kept, read, lambda *_: nothing, state[0], i + gap)
 
     with jax.default_matmul_precision("highest"):
-        (state, _), seen = lax.scan(record, (state, jnp.asarray(step)), gaps)
+        (state, _), seen = lax.scan(record, (state, jnp.asarray(step)), (gaps, keep))
     return state, seen

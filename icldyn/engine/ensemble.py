@@ -8,6 +8,7 @@ cut into calls from the host, between which progress is shown; nothing is called
 import functools
 import itertools
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +60,8 @@ def ensemble(
         t_end: the time lr x steps to reach, instead of `steps`.
         init_scale: scale of the initial weights, traced and swept ("init_scale") like `lr`.
         measures: name -> function of the params, recorded at every record time; "loss" is recorded in any case (the batch
-            loss of the next step, unless the measures hold a "loss"). Use `jax.tree_util.Partial` around arrays, so that
-            an equal function does not compile anew.
+            loss of the next step, unless the measures hold a "loss"). A `jax.tree_util.Partial` around arrays, or a method
+            such as `population(task, model).loss`, does not compile anew for new arrays.
         dims: names of the measures' own axes.
         optimiser: function of the learning rate, such as `optax.adam` or `functools.partial(optax.sgd, momentum=0.9)`.
         records: number of record times, the first at step 0 and the last at the end.
@@ -103,7 +104,7 @@ def ensemble(
     started = time.perf_counter()
     x64 = dtype == "float64"
 
-    lock = threading.Lock()
+    free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
 
     def begin(job: tuple[int, int, int], slot: _Slot):
         i, j, b = job
@@ -112,43 +113,50 @@ def ensemble(
         return functools.partial(_advance, slot.objective, slot.measures, factory, rate, keys), state
 
     def compile_for(slot: _Slot) -> None:
-        with jax.default_device(slot.device):
+        with jax.enable_x64(x64), jax.default_device(slot.device):
             advance, state = begin(jobs[0], slot)
-            _, seen = advance(state, np.int32(0), np.zeros(RECORDS_PER_CALL, np.int32))  # takes no step
+            none = np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool)
+            _, seen = advance(state, np.int32(0), *none)  # takes no step
         for name, value in seen.items():
             out[name] = np.full((L, A, S, records, *value.shape[2:]), np.nan, value.dtype)
 
     def run(job: tuple[int, int, int]) -> None:
         i, j, b = job
         rows = slice(b * block, min((b + 1) * block, S))
-        with lock:
-            slot = slots.pop()
-        with jax.enable_x64(x64), jax.default_device(slot.device):
-            advance, state = begin(job, slot)
-            step = written = 0
-            for gaps, keep in _calls(schedules[i]):
-                if bar.stopped.is_set():
-                    break
-                state, seen = advance(state, np.int32(step), gaps)
-                upto = written + int(keep.sum())
-                for name, value in seen.items():
-                    out[name][i, j, rows, written:upto] = np.asarray(value)[: rows.stop - rows.start, keep]
-                step, written = step + int(gaps.sum()), upto
-                bar.advance(int(gaps.sum()) * (rows.stop - rows.start))
-        with lock:
-            slots.append(slot)
+        slot = free.get()
+        try:
+            with jax.enable_x64(x64), jax.default_device(slot.device):
+                advance, state = begin(job, slot)
+                step = written = 0
+                for gaps, keep in _calls(schedules[i]):
+                    if bar.stopped.is_set():
+                        return
+                    state, seen = advance(state, np.int32(step), gaps, keep)
+                    upto = written + int(keep.sum())
+                    for name, value in seen.items():
+                        out[name][i, j, rows, written:upto] = np.asarray(value)[: rows.stop - rows.start, keep]
+                    step, written = step + int(gaps.sum()), upto
+                    bar.advance(int(gaps.sum()) * (rows.stop - rows.start))
+        except BaseException:
+            bar.stopped.set()  # the other blocks stop at their next call
+            raise
+        finally:
+            free.put(slot)
 
     with jax.enable_x64(x64):
         slots = [_Slot(d, objective, init, chosen, dtype) for d in _workers()]
+    with ThreadPoolExecutor(len(slots)) as pool, bar:
         for slot in {s.device: s for s in slots}.values():
-            compile_for(slot)
-    compiled = time.perf_counter()
-    with bar, ThreadPoolExecutor(len(slots)) as pool:
+            pool.submit(compile_for, slot).result()
+        for slot in slots:
+            free.put(slot)
+        compiled = time.perf_counter()
         try:
             for _ in pool.map(run, jobs):
                 pass
         except BaseException:
             bar.stopped.set()
+            pool.shutdown(cancel_futures=True)
             raise
     finished = time.perf_counter()
 
@@ -210,9 +218,15 @@ def _start(init, optimiser: OptimiserFactory, lr: Array, scale: Array, seeds: Ar
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _advance(objective, measures, optimiser: OptimiserFactory, lr: Array, keys, state, step: Array, gaps: Array):
+def _advance(
+    objective, measures, optimiser: OptimiserFactory, lr: Array, keys, state, step: Array, gaps: Array, keep: Array
+):
     """`descend` for a block of seeds."""
-    return jax.vmap(lambda key, one: descend(objective, measures, optimiser, lr, key, one, step, gaps))(keys, state)
+
+    def one(key, state):
+        return descend(objective, measures, optimiser, lr, key, state, step, gaps, keep)
+
+    return jax.vmap(one)(keys, state)
 
 
 class _Slot:
@@ -235,7 +249,10 @@ def _workers() -> list[jax.Device]:
 
 
 def default_block(batch: int) -> int:
-    """Seeds in one program: on a CPU about 1024 prompts in flight a core, measured; an accelerator wants many seeds."""
+    """Seeds in one program. An accelerator wants many; on a CPU core 8 to 64, at about 1024 prompts in flight.
+
+    Measured in benchmarks/README.md. 64 seeds of batch 32 are faster still, but take 128 seeds to occupy two cores.
+    """
     if jax.default_backend() != "cpu":
         return 1024
     fitting = 1024 // batch

@@ -1,5 +1,6 @@
 """Functions and arrays made ready for a program: what a closure carries becomes an argument, in the run's dtype."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,12 @@ import numpy as np
 
 
 def traceable(function: Callable[..., Any]) -> Any:
-    """A function as a pytree, so that the arrays it carries are arguments of the program and not constants in it."""
+    """A function as a pytree, so that the arrays it carries are arguments of the program and not constants in it.
+
+    Carried are those of a `jax.tree_util.Partial` and those of a bound method's owner, if it is a pytree.
+    """
+    if inspect.ismethod(function):
+        return jax.tree_util.Partial(function.__func__, function.__self__)
     leaves = jax.tree.leaves(function)
     return jax.tree_util.Partial(function) if len(leaves) == 1 and leaves[0] is function else function
 

@@ -137,75 +137,39 @@ def check(config: Config) -> None:
 def experiment(config: Config, progress: bool = False) -> Iterator[tuple[str, Any]]:
     """Train every run of the study; yields each as it is done."""
     check(config)
-    s = np.asarray(config.s)
-    model = ic.linear_attention(s.size)
+    main, last = config.N[1], config.N[-1]
+    model = ic.linear_attention(len(config.s))
+    balanced = ic.aligned(model, p=config.start, q=config.start)
+    few = -(-config.other_seeds // 4)
 
-    def train(title: str, N: int, init, seeds: int, **settings):
-        task = ic.linear_regression(N, settings.pop("s", s))
+    def train(
+        title: str, N: int, init, seeds: int = config.other_seeds, s=config.s, batch: int = config.batch, **settings
+    ):
+        task = ic.linear_regression(N, s)
         return ic.ensemble(
-            ic.statistics(
-                task, model if task.D == model.D else ic.linear_attention(task.D), settings.pop("batch", config.batch)
-            ),
+            ic.statistics(task, ic.linear_attention(task.D), batch),
             init,
             seeds=seeds,
             measures=_measures(task),
             dims=ic.modes.DIMS,
-            progress=f"{title:<22}" if progress else False,
-            **({"lr": config.lr} | settings),
+            progress=f"{title:<24}" if progress else False,
+            **{"lr": config.lr, "t_end": config.t_end} | settings,
         )
 
-    balanced = ic.aligned(model, p=config.start, q=config.start)
-    for k, N in enumerate(config.N):
-        seeds = config.seeds if k == 1 else config.other_seeds
-        yield f"N{N}", train(f"aligned, N = {N}", N, balanced, seeds, t_end=config.t_end)
+    for N in config.N:
+        seeds = config.seeds if N == main else config.other_seeds
+        yield f"N{N}", train(f"aligned, N = {N}", N, balanced, seeds)
     for k, (p, q) in enumerate(_unbalanced(config)):
         init = ic.aligned(model, p=p, q=q)
-        yield (
-            f"unbalanced{k}",
-            train(
-                f"unbalanced, q/p = {q / p:.2g}", config.N[-1], init, config.other_seeds // 4 or 1, t_end=config.t_end
-            ),
-        )
-    yield (
-        "lr_sweep",
-        train(
-            "learning rates",
-            config.N[1],
-            balanced,
-            config.other_seeds,
-            lr=list(config.lrs),
-            t_end=config.t_end,
-            records=9,
-        ),
-    )
+        yield f"unbalanced{k}", train(f"unbalanced, q/p = {q / p:.2g}", last, init, few, records=257)
+    yield "lr_sweep", train("learning rates", main, balanced, lr=list(config.lrs), records=9)
     for name, init in _unaligned(model).items():
-        yield (
-            name,
-            train(
-                name.replace("_", ", "),
-                config.N[1],
-                init,
-                config.other_seeds,
-                init_scale=config.spread,
-                t_end=config.t_end_unaligned,
-            ),
-        )
-    table_init = ic.aligned(ic.linear_attention(4), p=0.1, q=0.1)
+        settings = {"init_scale": config.spread, "t_end": config.t_end_unaligned}
+        yield name, train(name.replace("_", " "), main, init, **settings)
     for N in (8, 20):
-        yield (
-            f"table_N{N}",
-            train(
-                f"table of the notes, N = {N}",
-                N,
-                table_init,
-                config.table_seeds,
-                s=np.asarray(TABLE_S),
-                batch=512,
-                lr=0.02,
-                steps=TABLE_STEPS,
-                records=3,
-            ),
-        )
+        settings = {"s": TABLE_S, "batch": 512, "lr": 0.02, "t_end": None, "steps": TABLE_STEPS, "records": 3}
+        init = ic.aligned(ic.linear_attention(len(TABLE_S)), p=0.1, q=0.1)
+        yield f"table_N{N}", train(f"notes' table, N = {N}", N, init, config.table_seeds, **settings)
 
 
 def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
@@ -249,15 +213,9 @@ def _unaligned(model) -> dict[str, Any]:
 
 def _measures(task) -> dict[str, Any]:
     """What is read off the weights: the modes, and the exact loss."""
-    from jax.tree_util import Partial
-
     exact = ic.population(task, ic.linear_attention(task.D))
     wanted = np.asarray(ic.logistic.final_strength(np.asarray(task.s), task.N))
-    return ic.modes.measures(task.U, wanted) | {"loss": Partial(_loss, exact)}
-
-
-def _loss(objective, params):
-    return objective.loss(params)
+    return ic.modes.measures(task.U, wanted) | {"loss": exact.loss}
 
 
 def _modes_flow(which: str, s: np.ndarray, N: int, p: float, q: float, t: np.ndarray):
@@ -562,40 +520,31 @@ def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectorie
     import matplotlib.pyplot as plt
 
     s, N = np.asarray(config.s), config.N[-1]
-    figure, axes = _axes(1, len(s), 2.6, 2.9)
+    figure, axes = _axes(1, len(s), 2.6, 3.0)
     ends = np.asarray(ic.logistic.final_strength(s, N))
+    starts = _unbalanced(config)
     for k, ax in enumerate(axes):
         reach = 1.35 * np.sqrt(ends[k])
         grid = np.linspace(1e-3, reach, 200)
-        ax.plot(grid, ends[k] / grid, color="0.6", linewidth=3, alpha=0.5, label=r"fixed points $pq = 1/s^\infty$")
-        for r, (p0, q0) in enumerate(_unbalanced(config)):
-            run, flow, color = (
-                seeds[f"unbalanced{r}"],
-                theory[f"exact_unbalanced{r}"],
-                plt.get_cmap("viridis")(r / 6 + 0.05),
-            )
-            ax.plot(run["p"][:, :, k].T, run["q"][:, :, k].T, color=color, alpha=0.12, linewidth=0.5, rasterized=True)
-            c = p0**2 - q0**2
-            p = grid[grid**2 >= max(c, 0)]
-            ax.plot(
-                p,
-                np.sqrt(p**2 - c),
-                color="0.35",
-                linewidth=0.7,
-                linestyle=":",
-                label=r"$p^2 - q^2$ = const" if r == 0 else None,
-            )
-            ax.plot(flow["p"][:, k], flow["q"][:, k], "k--", linewidth=1, label="exact flow" if r == 0 else None)
-            ax.plot(p0, q0, "o", color=color, markersize=3)
-        ax.set(
-            xlim=(0, reach),
-            ylim=(0, reach),
-            aspect="equal",
-            xlabel=r"$p_\alpha$",
-            title=f"{'(d) ' if k == 0 else ''}$s_{k + 1}$ = {s[k]:g}",
+        ax.plot(
+            grid, ends[k] / grid, color="0.75", linewidth=4, label=r"fixed points of the closed form, $pq = 1/s^\infty$"
         )
+        for r, (p0, q0) in enumerate(starts):
+            run, flow = seeds[f"unbalanced{r}"], theory[f"exact_unbalanced{r}"]
+            color = plt.get_cmap("viridis")(0.1 + 0.8 * r / len(starts))
+            ax.plot(run["p"][:, :, k].T, run["q"][:, :, k].T, color=color, alpha=0.3, linewidth=1.2, rasterized=True)
+            c = p0**2 - q0**2
+            p = np.sqrt(max(c, 0)) + grid
+            label = r"$p^2 - q^2$ = const" if r == 0 else None
+            ax.plot(p, np.sqrt(p**2 - c), color="C1", linewidth=0.9, linestyle=":", label=label)
+            ax.plot(flow["p"][:, k], flow["q"][:, k], "k--", linewidth=0.8, label="exact flow" if r == 0 else None)
+            ax.plot(p0, q0, "o", color=color, markersize=4)
+        title = f"{'(d) ' if k == 0 else ''}$s_{k + 1}$ = {s[k]:g}"
+        ax.set(xlim=(0, reach), ylim=(0, reach), aspect="equal", xlabel=r"$p_\alpha$", title=title)
     axes[0].set_ylabel(r"$q_\alpha$")
-    axes[-1].legend(loc="upper right", fontsize=6)
+    handles, labels = axes[0].get_legend_handles_labels()
+    shown = f"{seeds['unbalanced0'].num_seeds} seeds from each start, N/d = {N / s.size:g}"
+    figure.legend(handles, labels, loc="outside lower center", ncol=3, title=shown, title_fontsize=7.5)
     return figure
 
 
@@ -702,7 +651,7 @@ def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories)
         alpha=0.7,
     )
     right.set(
-        title=f"weight in $p_1$, $q_2$ at t = {run.t[-1]:g}, all blocks Gaussian",
+        title=f"share of weight in $p_1$, $q_2$ at t = {run.t[-1]:g}",
         xlabel="exact flow from the same start",
         ylabel="seed",
         aspect="equal",

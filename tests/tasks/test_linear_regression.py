@@ -86,7 +86,10 @@ def test_a_covariance_matrix_is_split_into_descending_modes(Sigma):
         ({"s": [1.0, np.nan]}, "`s` must be finite"),
         ({"s": "abc"}, "`s` must be an array of numbers"),
         ({"s": None, "Sigma": [[1.0, 0.5], [0.2, 1.0]]}, "`Sigma` must be symmetric, but"),
-        ({"s": None, "Sigma": [[1.0, 2.0], [2.0, 1.0]]}, "`Sigma` must be symmetric positive semi-definite, but its smallest"),
+        (
+            {"s": None, "Sigma": [[1.0, 2.0], [2.0, 1.0]]},
+            "`Sigma` must be symmetric positive semi-definite, but its smallest",
+        ),
         ({"s": None, "Sigma": np.zeros((0, 0))}, "`Sigma` must have shape (D, D) with D at least 1"),
         ({"s": None}, "either argument `s`"),
         ({"U": np.ones((2, 2))}, "`U` must be orthogonal"),

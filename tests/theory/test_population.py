@@ -17,7 +17,11 @@ def random_case(seed, family):
     D = 3
     Sigma_w = random_covariance(rng, D) if family == "scalar" else None
     task = ic.linear_regression(
-        int(rng.integers(2, 12)), Sigma=random_covariance(rng, D), family=family, Sigma_w=Sigma_w, rho=rng.uniform(0, 0.5)
+        int(rng.integers(2, 12)),
+        Sigma=random_covariance(rng, D),
+        family=family,
+        Sigma_w=Sigma_w,
+        rho=rng.uniform(0, 0.5),
     )
     P, Q = 0.5 * rng.normal(size=(task.O, D + task.O)), 0.5 * rng.normal(size=(D + task.O, D))
     return rng, task, P, Q
@@ -43,7 +47,15 @@ def test_population_loss_is_the_mean_over_a_million_sampled_prompts(family, atte
     moments = gaussian_task_moments(task.Sigma, task.task_covariance(), float(task.rho), task.N)
     exact = population_loss(jnp.asarray(P), jnp.asarray(Q), moments, attends)
     losses = prompt_losses(
-        rng, P=P, Q=Q, N=task.N, Sigma=task.Sigma, rho=float(task.rho), draw_tasks=draw_tasks(task), num=1_000_000, attends=attends
+        rng,
+        P=P,
+        Q=Q,
+        N=task.N,
+        Sigma=task.Sigma,
+        rho=float(task.rho),
+        draw_tasks=draw_tasks(task),
+        num=1_000_000,
+        attends=attends,
     )
     assert abs(z_score(losses, float(exact))) < 4  # standard errors
     assert np.std(losses) / 1e3 < 0.01 * exact  # and the test could see an error of a few per cent
@@ -56,7 +68,9 @@ def test_two_derivations_agree_on_scalar_tasks_to_round_off(seed, attends):
     moments = gaussian_task_moments(task.Sigma, task.task_covariance(), float(task.rho), task.N)
     one = population_loss(jnp.asarray(P), jnp.asarray(Q), moments, attends)
     M = jnp.einsum("ha,bk->abk", jnp.asarray(P), jnp.asarray(Q))
-    other = scalar_population_loss(M, jnp.asarray(task.Sigma), jnp.asarray(task.Sigma_w), float(task.rho), task.N, attends)
+    other = scalar_population_loss(
+        M, jnp.asarray(task.Sigma), jnp.asarray(task.Sigma_w), float(task.rho), task.N, attends
+    )
     np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
