@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from . import checks
 from .models.linear_attention import LinearAttention, Params, blocks
+from .normals import GENERATORS, normals
 from .struct import static, struct
 from .tasks.linear_regression import LinearRegression, square_root
 from .theory import moments as m
@@ -74,6 +75,7 @@ class Statistics:
     model: LinearAttention
     family: str = static()
     batch: int = static()
+    generator: str = static()
 
     def loss(self, params: Params, key: Array) -> Array:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
@@ -90,9 +92,9 @@ class Statistics:
 
         key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
         tasks = 0 if self.pool is not None else (O * D if self.family == "iid" else D)
-        normals = jax.random.normal(key, (n * (n + 1) // 2 + D + tasks, B), root.dtype)
-        normals = lax.optimization_barrier(normals)  # made once, not again in every fusion that reads them
-        diagonal, below, x, g = jnp.split(normals, (n, n * (n + 1) // 2, n * (n + 1) // 2 + D))
+        drawn = normals(key, (n * (n + 1) // 2 + D + tasks, B), root.dtype, self.generator)
+        drawn = lax.optimization_barrier(drawn)  # made once, not again in every fusion that reads them
+        diagonal, below, x, g = jnp.split(drawn, (n, n * (n + 1) // 2, n * (n + 1) // 2 + D))
         x = x * (root[:D] * jnp.sqrt(N))[:, None]
         apply_W, apply_WT = self._task(key_task, g)
 
@@ -143,10 +145,11 @@ def sampled(task: LinearRegression, model: LinearAttention, batch: int) -> Sampl
     return Sampled(task, model, checks.integer("batch", batch, 1))
 
 
-def statistics(task: LinearRegression, model: LinearAttention, batch: int) -> Statistics:
+def statistics(task: LinearRegression, model: LinearAttention, batch: int, generator: str = "both_words") -> Statistics:
     """The same law of SGD as `sampled`, without prompts: the context statistics are drawn exactly.
 
-    O((D + O)^2) random numbers and operations a prompt, independent of N.
+    O((D + O)^2) random numbers and operations a prompt, independent of N. `generator` "stock" draws its normals with
+    `jax.random.normal`, "both_words" faster (`icldyn.normals`); the law is the same, the numbers are not.
 
     Raises:
         icldyn.BadArgument: as `sampled`, and if N is too small for the factorisation (use `sampled` there).
@@ -171,6 +174,7 @@ def statistics(task: LinearRegression, model: LinearAttention, batch: int) -> St
         model=model,
         family=task.family,
         batch=checks.integer("batch", batch, 1),
+        generator=checks.one_of("generator", generator, GENERATORS),
     )
 
 

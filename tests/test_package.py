@@ -11,7 +11,7 @@ import icldyn as ic
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    ("struct", "checks"),
+    ("struct", "checks", "normals"),
     ("trajectory", "tasks", "models", "theory", "measures"),
     ("objectives",),
     ("engine",),

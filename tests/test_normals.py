@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from icldyn.normals import GENERATORS, normals
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_numbers_are_normal_and_independent_within_and_across_keys(generator):
+    keys = jax.random.split(jax.random.key(0), 50)
+    x = np.asarray(jax.vmap(lambda k: normals(k, (18, 33), jnp.float32, generator))(keys)).reshape(
+        50, -1
+    )  # an odd batch
+    assert x.dtype == np.float32 and np.isfinite(x).all() and np.abs(x).max() < 5.5
+    assert stats.kstest(x.ravel(), "norm").pvalue > 1e-3
+    for moment, wanted in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        error = np.std(x.astype(float) ** moment) / np.sqrt(x.size)
+        assert abs((x.astype(float) ** moment).mean() - wanted) < 4 * error
+    within = np.corrcoef(x.T)[np.triu_indices(x.shape[1], 1)]  # 50 keys: entries of one key, pairwise
+    assert abs(within.mean()) < 4 * within.std() / np.sqrt(within.size)
+    half = x.shape[1] // 2  # the two words of a hash stand half the array apart
+    assert abs(np.mean(x[:, :half] * x[:, half : 2 * half])) < 4 / np.sqrt(50 * half)
+    across = np.corrcoef(x)[np.triu_indices(50, 1)]
+    assert np.abs(across).max() < 5 / np.sqrt(x.shape[1])
+    assert len(np.unique(x)) > 0.99 * x.size  # of 29,700 draws from 8 million grid points
+
+
+def test_a_key_gives_the_same_numbers_alone_and_mapped():
+    keys = jax.random.split(jax.random.key(1), 5)
+    mapped = jax.vmap(lambda k: normals(k, (7, 8), jnp.float32))(keys)
+    for k in range(5):
+        np.testing.assert_array_equal(mapped[k], normals(jax.random.clone(keys[k]), (7, 8), jnp.float32))
+
+
+def test_float64_is_the_stock_generator():
+    one = normals(jax.random.key(2), (5, 4), jnp.float64)
+    np.testing.assert_array_equal(one, jax.random.normal(jax.random.key(2), (5, 4), jnp.float64))
