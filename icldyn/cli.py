@@ -284,9 +284,15 @@ def _last_gap(name: str) -> float | None:
 
 
 def _claim_row(claim: Claim) -> dict[str, Any]:
-    limits = {"low": claim.low, "high": claim.high}
+    limits = {"low": float(claim.low), "high": float(claim.high)}
     finite = {k: v for k, v in limits.items() if abs(v) != float("inf")}
-    return {"claim": claim.sentence, "measured": claim.measured, **finite, "holds": claim.holds, "gap": claim.gap}
+    return {
+        "claim": claim.sentence,
+        "measured": float(claim.measured),
+        **finite,
+        "holds": claim.holds,
+        "gap": bool(claim.gap),
+    }
 
 
 def _print_claims(claims: list[Claim]) -> None:

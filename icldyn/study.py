@@ -34,7 +34,7 @@ class Claim:
     @property
     def holds(self) -> bool:
         """Whether the measured number lies within the limits (a NaN does not)."""
-        return self.low <= self.measured <= self.high
+        return bool(self.low <= self.measured <= self.high)
 
     @property
     def limit(self) -> str:
