@@ -32,6 +32,7 @@ import tyro
 from _timing import Timing, compiled, figures, interleaved, machine, table, timed, workers
 
 import icldyn as ic
+from icldyn.engine.ensemble import default_block
 from icldyn.normals import normals
 
 S_PEER = 16
@@ -164,26 +165,29 @@ def data_key(seed: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "count"))
-def draw_normals(key: jax.Array, shape: tuple[int, ...], count: int) -> jax.Array:
-    """The sum of `count` arrays of standard normals, drawn one after another and not kept."""
-    return jax.lax.fori_loop(
-        0, count, lambda i, total: total + normals(jax.random.fold_in(key, i), shape, jnp.float32), jnp.zeros(shape)
-    )
+def draw_normals(keys: jax.Array, shape: tuple[int, ...], count: int) -> jax.Array:
+    """The sum of `count` arrays of standard normals a key, drawn one after another and not kept."""
+
+    def draw(key: jax.Array, i: jax.Array) -> jax.Array:
+        return normals(jax.random.fold_in(key, i), shape, jnp.float32)
+
+    many = jax.vmap(draw, (0, None))
+    return jax.lax.fori_loop(0, count, lambda i, total: total + many(keys, i), jnp.zeros((len(keys), *shape)))
 
 
 def normals_run(D: int, batch: int, seconds: float) -> tuple[Run, int]:
-    """A run of about `seconds` that draws normals on every worker, a seed-step's worth at a time, and how many."""
-    shape = (D * (D + 1) // 2 + 2 * D, batch)
-    pool, keys = ThreadPoolExecutor(workers()), [jax.random.key(k) for k in range(workers())]
+    """A run of about `seconds` that draws normals on every worker, a block's step at a time, and how many."""
+    shape, block = (D * (D + 1) // 2 + 2 * D, batch), default_block(batch)
+    pool, keys = ThreadPoolExecutor(workers()), [jax.random.split(jax.random.key(k), block) for k in range(workers())]
 
     def run(count: int) -> list[Any]:
-        return list(pool.map(lambda key: jax.block_until_ready(draw_normals(key, shape, count)), keys))
+        return list(pool.map(lambda some: jax.block_until_ready(draw_normals(some, shape, count)), keys))
 
-    count = 2000 if jax.default_backend() == "cpu" else 20_000
+    count = 250 if jax.default_backend() == "cpu" else 1000
     run(count)
     count = max(1, round(count * seconds / timed(lambda: run(count))[1]))
     run(count)
-    return lambda: run(count), count * shape[0] * shape[1] * len(keys)
+    return lambda: run(count), count * block * shape[0] * shape[1] * len(keys)
 
 
 # The questions

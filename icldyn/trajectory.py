@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,11 @@ class Trajectory:
     def quantile(self, name: str, levels: tuple[float, ...]) -> np.ndarray:
         """Quantiles over the seeds that stayed finite, levels first; NaN where none did."""
         value = self._covered(name)
-        value = value[np.isfinite(value).reshape(len(value), -1).any(1)]
-        if not len(value):
-            return np.full((len(levels), *self._covered(name).shape[1:]), np.nan)
-        return np.nanquantile(value, levels, axis=0)
+        if not np.isnan(value).any():
+            return np.quantile(value, levels, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # where every seed is lost, NaN is the answer
+            return np.nanquantile(value, levels, axis=0)
 
     def isel(self, **index: int) -> Trajectory:
         """One point of the named dimensions, for instance `isel(lr=0)` or `isel(seed=3)`."""

@@ -78,7 +78,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
         (["run", STUDY, "--scale", "huge"], "Argument `scale` must be one of laptop, paper, smoke, but is 'huge'."),
         (["run", STUDY, "--lr", "nan"], "Argument `lr` must be positive and finite, but is nan."),
         (["run", STUDY, "--lr", "-0.5"], "Argument `lr` must be positive and finite, but is -0.5."),
-        (["run", STUDY, "--seeds", "0"], "Argument `seeds` must be at least 1, but is 0."),
+        (["run", STUDY, "--seeds", "0"], "Argument `seeds` must be at least 2, but is 0."),
         (["run", STUDY, "--N", "0", "20"], "Argument `N[0]` must be at least 1, but is 0."),
         (["run", STUDY, "--s"], "Argument `s` must hold at least one eigenvalue, but is empty."),
         (["run", STUDY, "--s", "0.5", "1.0"], "Argument `s` must be descending, but is [0.5, 1.0]."),
