@@ -17,7 +17,7 @@ from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from . import checks
-from .models.linear_attention import LinearAttention, Params, blocks
+from .models.linear_attention import LinearAttention, Params
 from .normals import GENERATORS, normals
 from .struct import static, struct
 from .tasks.linear_regression import LinearRegression, square_root
@@ -82,7 +82,7 @@ class Statistics:
         D, O, B, n = self.model.D, self.model.O, self.batch, np.shape(self.root)[0]  # noqa: E741
         root, U, N = jnp.asarray(self.root), jnp.asarray(self.rotation), jnp.asarray(self.N)
         V = U if O == D else jnp.ones((1, 1), U.dtype)
-        p1, p2, q1, q2 = blocks(params, D)
+        p1, p2, q1, q2 = self.model.blocks(params)
         p1, p2, q1, q2 = (
             V.T @ p1 @ U,
             V.T @ p2 @ V,
@@ -131,8 +131,9 @@ class Population:
 
     def loss(self, params: Params, key: Array | None = None) -> Array:
         """The exact loss at `params`; the key is ignored."""
-        D = self.model.D
-        return population_loss(params["W_P"][D:], params["W_Q"][:, :D], self.moments, self.model.query_attends_itself)
+        p1, p2, q1, q2 = self.model.blocks(params)
+        P, Q = jnp.concatenate([p1, p2], axis=1), jnp.concatenate([q1, q2])
+        return population_loss(P, Q, self.moments, self.model.query_attends_itself)
 
 
 def sampled(task: LinearRegression, model: LinearAttention, batch: int) -> Sampled:

@@ -39,7 +39,7 @@ class LinearAttention:
 
     def apply(self, params: Params, x: Array, y: Array, x_q: Array) -> Array:
         """yhat_q (B, O) for contexts x (B, N, D), y (B, N, O) and queries x_q (B, D), at O(N (D + O)) a prompt."""
-        p1, p2, q1, q2 = blocks(params, self.D)
+        p1, p2, q1, q2 = self.blocks(params)
         u = jnp.einsum("ad,bd->ba", q1, x_q)
         k = jnp.einsum("od,bd->bo", q2, x_q)
         score = (jnp.einsum("bnd,bd->bn", x, u) + jnp.einsum("bno,bo->bn", y, k)) / x.shape[1]
@@ -48,6 +48,16 @@ class LinearAttention:
             a = a + x_q * jnp.einsum("bd,bd->b", x_q, u)[:, None] / x.shape[1]
         b = jnp.einsum("bn,bno->bo", score, y)
         return jnp.einsum("oa,ba->bo", p1, a) + jnp.einsum("oc,bc->bo", p2, b)
+
+    def blocks(self, params: Params) -> tuple[Array, Array, Array, Array]:
+        """p1 (O, D), p2 (O, O), q1 (D, D), q2 (O, D): the four blocks that reach the answer."""
+        D, n = self.D, self.D + self.O
+        for name in ("W_P", "W_Q"):
+            if params[name].shape != (n, n):
+                must = f"make `{name}` of shape ({n}, {n}) for this model"
+                raise checks.BadArgument(f"Argument `init` must {must}, but makes shape {params[name].shape}.")
+        P, Q = params["W_P"][D:, :], params["W_Q"][:, :D]
+        return P[:, :D], P[:, D:], Q[:D], Q[D:]
 
     def forward(self, params: Params, Z: Array) -> Array:
         """f(Z) for one prompt, (D+O, N+1), every column computed: the definition, and the oracle of `apply`."""
@@ -63,12 +73,6 @@ def linear_attention(D: int, O: int | None = None, *, query_attends_itself: bool
     """
     D = checks.integer("D", D, 1)
     return LinearAttention(D, D if O is None else checks.integer("O", O, 1), bool(query_attends_itself))
-
-
-def blocks(params: Params, D: int) -> tuple[Array, Array, Array, Array]:
-    """p1 (O, D), p2 (O, O), q1 (D, D), q2 (O, D): the four blocks that reach the answer."""
-    P, Q = params["W_P"][D:, :], params["W_Q"][:, :D]
-    return P[:, :D], P[:, D:], Q[:D], Q[D:]
 
 
 def from_blocks(p1: Array, p2: Array, q1: Array, q2: Array) -> Params:
@@ -95,7 +99,7 @@ def aligned(model: LinearAttention, U: ArrayLike | None = None, p: ArrayLike = 1
     n = D + O
     W_P, W_Q = np.zeros((n, n)), np.zeros((n, n))
     W_P[D:, D:], W_Q[:D, :D] = (V * p) @ V.T, (U * q) @ U.T
-    return given(W_P, W_Q)
+    return given(model, W_P, W_Q)
 
 
 def gaussian(model: LinearAttention, null_blocks: bool = True) -> Init:
@@ -110,12 +114,10 @@ def gaussian(model: LinearAttention, null_blocks: bool = True) -> Init:
     return Partial(_gaussian, P, Q)
 
 
-def given(W_P: ArrayLike, W_Q: ArrayLike) -> Init:
+def given(model: LinearAttention, W_P: ArrayLike, W_Q: ArrayLike) -> Init:
     """Any weights, (D+O, D+O) each, multiplied by scale; every seed starts from them."""
-    P = checks.array("W_P", W_P, ndim=2)
-    if P.shape[0] != P.shape[1]:
-        raise checks.BadArgument(f"Argument `W_P` must be a square matrix, but has shape {P.shape}.")
-    return Partial(_given, P, checks.array("W_Q", W_Q, shape=P.shape))
+    n = model.D + model.O
+    return Partial(_given, checks.array("W_P", W_P, shape=(n, n)), checks.array("W_Q", W_Q, shape=(n, n)))
 
 
 def _gaussian(P: Array, Q: Array, key: Array, scale: Array) -> Params:

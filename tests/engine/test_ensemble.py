@@ -200,6 +200,13 @@ def test_training_on_the_exact_loss_approaches_gradient_flow_in_proportion_to_th
     np.testing.assert_allclose(np.log2(np.array(gaps[:-1]) / gaps[1:]), 1, atol=0.1)  # Euler is of order one
 
 
+def test_weights_of_another_models_shape_are_refused_in_one_sentence():
+    with pytest.raises(ic.BadArgument) as caught:
+        ic.ensemble(OBJECTIVE, ic.gaussian(ic.linear_attention(3)), seeds=8, lr=0.1, steps=1)
+    wanted = "Argument `init` must make `W_P` of shape (8, 8) for this model, but makes shape (6, 6)."
+    assert str(caught.value) == wanted
+
+
 def test_progress_shows_seed_steps_per_second(capsys):
     run(seeds=8, progress="here")
     assert "here: 100%" in capsys.readouterr().err

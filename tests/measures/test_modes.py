@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import icldyn as ic
-from icldyn.models.linear_attention import blocks
 
 U = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 MODEL = ic.linear_attention(3)
@@ -37,7 +36,7 @@ def test_norms_count_all_blocks_and_do_not_depend_on_the_basis():
     params = ic.gaussian(MODEL)(jax.random.key(1), jnp.float64(1.0))
     wanted = np.linalg.norm(params["W_P"]) ** 2 - np.linalg.norm(params["W_Q"]) ** 2
     np.testing.assert_allclose(value("norm_gap", params), wanted, rtol=1e-12)
-    p1, p2, q1, q2 = (np.linalg.norm(b) ** 2 for b in blocks(params, 3))
+    p1, p2, q1, q2 = (np.linalg.norm(b) ** 2 for b in MODEL.blocks(params))
     np.testing.assert_allclose(value("null_block_share", params), (p1 + q2) / (p1 + p2 + q1 + q2), rtol=1e-12)
 
 

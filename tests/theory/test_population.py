@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import icldyn as ic
-from icldyn.models.linear_attention import blocks
 from icldyn.tasks.linear_regression import FAMILIES
 from icldyn.theory.moments import gaussian_task_moments
 from icldyn.theory.population import population_loss, scalar_population_loss
@@ -104,7 +103,7 @@ def test_rotating_the_covariance_rotates_the_weights(family):
     plain = ic.linear_regression(task.N, task.s, family=family, rho=float(task.rho))
     turned = ic.linear_regression(task.N, task.s, U=task.U, family=family, rho=float(task.rho))
     U, V = task.U, task.U if task.O == 3 else np.eye(1)
-    p1, p2, q1, q2 = blocks(params, 3)
+    p1, p2, q1, q2 = model.blocks(params)
     rotated = ic.from_blocks(V @ p1 @ U.T, V @ p2 @ V.T, U @ q1 @ U.T, V @ q2 @ U.T)
     np.testing.assert_allclose(
         ic.population(turned, model).loss(rotated), ic.population(plain, model).loss(params), rtol=1e-12
