@@ -87,7 +87,7 @@ def test_the_version_stands_in_one_place_and_the_changelog_knows_it():
     assert ic.__version__ in (ROOT / "CITATION.cff").read_text()
 
 
-def test_no_commited_text_names_a_machines_path_or_a_registry():
+def test_no_committed_text_names_a_machines_path_or_a_registry():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -7,7 +7,9 @@ Here thousands of seeds of the paper's model (all four blocks of the full W_P an
 
 - the paper's closed form (`logistic`): exact as N -> infinity;
 - the exact coupled flow of the aligned modes at finite N (`null_blocks`), which no longer conserves p_a^2 - q_a^2 mode by mode;
-- the exact gradient flow of the full population loss (`population`) from unaligned starts.
+- the exact gradient flow of the full population loss (`population`) from unaligned starts. It shows how alignment arises, and
+  that with all blocks Gaussian every mode takes one of two routes: yhat = p2 H q1 x_q or, through the "null" blocks,
+  yhat = p1 H^T q2 x_q, which tasks that share the eigenbasis (W symmetric) allow.
 
 Conventions: loss 1/2 |y_q - yhat_q|^2, averaged over the batch; time t = lr x steps; context sums divided by N; the query
 attends to itself; the query's label is noiseless. Tasks share the eigenbasis of Sigma and are fresh in every prompt.
@@ -505,7 +507,7 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
         xlabel="time $t$",
         ylabel=r"$p_\alpha^2 - q_\alpha^2$",
     )
-    right.legend(ncol=2)
+    right.legend(**OUTSIDE)
     return figure
 
 
@@ -610,7 +612,8 @@ def _figure_closed_form(config: Config, seeds: Trajectories, theory: Trajectorie
         yscale="log",
     )
     _plain_ticks(left.xaxis, ratio)
-    left.legend()
+    left.set_ylim(1e-4, None)
+    left.legend(loc="lower left")
     N = config.N[0]
     curves = {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
     ic.overlay(seeds[f"N{N}"], curves, "strength", right, labels=_mode_labels(config), legend=OUTSIDE)
@@ -638,7 +641,7 @@ def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories)
             ax.plot(flow.t, level, "k--", linewidth=1.2 if k == 1 else 0.7, label=label)
         ax.set(xlabel="time $t$", title=title, xlim=(0, run.t[-1]), ylim=(1e-5, 1.5), yscale="log")
     left.set_ylabel(r"$\sum_{a \neq b} M_{ab}^2\,/\,\|M\|_F^2$")
-    left.legend(loc="lower left")
+    left.legend(loc="upper right")
     run, flow = seeds["unaligned_all_blocks"], theory["exact_unaligned_all_blocks"]
     right.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     right.plot(

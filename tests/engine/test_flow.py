@@ -95,6 +95,21 @@ def test_the_population_flow_of_an_aligned_start_is_the_coupled_modes_flow():
     assert full["p2_off_diagonal"].max() < 1e-12 and full["null_block_share"].max() < 1e-12
 
 
+def test_from_gaussian_starts_of_all_blocks_every_mode_takes_one_of_two_routes():
+    """yhat = p2 H q1 x_q or yhat = p1 H^T q2 x_q: tasks that share the eigenbasis are symmetric, and either will do."""
+    task, model = ic.linear_regression(20, [1.0, 0.7, 0.5]), ic.linear_attention(3)
+    starts = ic.initial_params(ic.gaussian(model), seeds=16, init_scale=0.2)
+    run = ic.flow(ic.gradient_flow(ic.population(task, model)), starts, [2000.0], many=True)
+    P, Q = run["W_P"][:, 0], run["W_Q"][:, 0]
+    main = np.einsum("saa->sa", P[:, 3:, 3:]) * np.einsum("saa->sa", Q[:, :3, :3])  # p2 q1, mode by mode
+    null = np.einsum("saa->sa", P[:, 3:, :3]) * np.einsum("saa->sa", Q[:, 3:, :3])  # p1 q2
+    share = null / (main + null)
+    assert np.minimum(share, 1 - share).max() < 1e-3  # one route or the other, never both
+    assert 0.2 < np.mean(share > 0.5) < 0.8  # and both occur, 48 modes
+    p, q = ic.null_blocks.modes_optimum(np.array([1.0, 0.7, 0.5]), 20)
+    np.testing.assert_allclose(main + null, np.broadcast_to(p * q, (16, 3)), rtol=0.02)  # the routes share the coupling
+
+
 def test_measures_default_to_the_params():
     run = ic.flow(Partial(logistic_field, 1.0), {"a": np.array([0.1, 0.2])}, [0.0, 1.0])
     assert run["a"].shape == (2, 2) and run.dims["a"] == ("time", "a_0")
