@@ -8,7 +8,6 @@ import pytest
 from icldyn.cli import main
 
 STUDY = "mainali2025"
-pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the run that these tests read
 
 
 def said(capsys, *words):

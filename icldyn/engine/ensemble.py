@@ -9,10 +9,10 @@ import functools
 import itertools
 import os
 import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,9 +26,8 @@ from ..objectives import Objective
 from ..trajectory import Trajectory
 from .descend import Measures, OptimiserFactory, descend, optimiser_factory
 from .placing import placed, traceable
-
-RECORDS_PER_CALL = 8
-CALLS_PER_RUN = 24  # at least: calls of a tenth of the run or less, so that progress moves and a stop is prompt
+from .progress import Progress
+from .schedule import RECORDS_PER_CALL, calls, record_steps
 
 
 def ensemble(
@@ -41,7 +40,7 @@ def ensemble(
     t_end: float | None = None,
     init_scale: float | Sequence[float] = 1.0,
     measures: Measures | None = None,
-    dims: dict[str, tuple[str, ...]] | None = None,
+    dims: Mapping[str, tuple[str, ...]] | None = None,
     optimiser: Any = optax.sgd,
     records: int = 65,
     spacing: str = "linear",
@@ -93,102 +92,140 @@ def ensemble(
     if block % 8:
         raise checks.refuse("block", "be a multiple of 8", block)
     factory = optimiser_factory(optimiser)
-    schedules = [_record_steps(n, records, spacing) for n in steps_of]
-    chosen = dict(measures or {})
-
-    S, L, A = len(seed_ids), len(lrs), len(scales)
-    padded = np.concatenate([seed_ids, np.full(-S % block, seed_ids[-1])]).reshape(-1, block)
-    jobs = list(itertools.product(range(L), range(A), range(len(padded))))
-    out: dict[str, np.ndarray] = {}
-    bar = _Progress(progress, sum(steps_of) * A * S)
-    started = time.perf_counter()
-    x64 = dtype == "float64"
-
-    free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-
-    def begin(job: tuple[int, int, int], slot: _Slot):
-        i, j, b = job
-        rate, scale = np.asarray(lrs[i], dtype), np.asarray(scales[j], dtype)
-        keys, state = _start(slot.init, factory, rate, scale, np.asarray(padded[b], np.uint32))
-        return functools.partial(_advance, slot.objective, slot.measures, factory, rate, keys), state
-
-    def compile_for(slot: _Slot) -> None:
-        with jax.enable_x64(x64), jax.default_device(slot.device):
-            advance, state = begin(jobs[0], slot)
-            none = np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool)
-            _, seen = advance(state, np.int32(0), *none)  # takes no step
-        for name, value in seen.items():
-            out[name] = np.full((L, A, S, records, *value.shape[2:]), np.nan, value.dtype)
-
-    def run(job: tuple[int, int, int]) -> None:
-        i, j, b = job
-        rows = slice(b * block, min((b + 1) * block, S))
-        slot = free.get()
-        try:
-            with jax.enable_x64(x64), jax.default_device(slot.device):
-                advance, state = begin(job, slot)
-                step = written = 0
-                for gaps, keep in _calls(schedules[i]):
-                    if bar.stopped.is_set():
-                        return
-                    state, seen = advance(state, np.int32(step), gaps, keep)
-                    upto = written + int(keep.sum())
-                    for name, value in seen.items():
-                        out[name][i, j, rows, written:upto] = np.asarray(value)[: rows.stop - rows.start, keep]
-                    step, written = step + int(gaps.sum()), upto
-                    bar.advance(int(gaps.sum()) * (rows.stop - rows.start))
-        except BaseException:
-            bar.stopped.set()  # the other blocks stop at their next call
-            raise
-        finally:
-            free.put(slot)
-
-    with jax.enable_x64(x64):
-        slots = [_Slot(d, objective, init, chosen, dtype) for d in _workers()]
+    plan = _Plan(seed_ids, lrs, scales, steps_of, [record_steps(n, records, spacing) for n in steps_of], block, dtype)
+    bar = Progress(progress, plan.seed_steps)
+    began = time.perf_counter()
+    with jax.enable_x64(plan.x64):
+        slots = [_Slot(d, objective, init, dict(measures or {}), dtype) for d in _workers()]
     with ThreadPoolExecutor(len(slots)) as pool, bar:
         for slot in {s.device: s for s in slots}.values():
-            pool.submit(compile_for, slot).result()
+            out = pool.submit(_compiled, plan, slot, factory).result()
+        compiled = time.perf_counter()
+        free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for slot in slots:
             free.put(slot)
-        compiled = time.perf_counter()
         try:
-            for _ in pool.map(run, jobs):
+            for _ in pool.map(lambda job: _run(plan, job, free, factory, out, bar), plan.jobs):
                 pass
         except BaseException:
             bar.stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-    finished = time.perf_counter()
-
+    seconds = time.perf_counter() - compiled
     swept = [axis for axis, asked in (("lr", lr), ("init_scale", init_scale)) if np.ndim(np.asarray(asked, object)) > 0]
+    speed = {
+        "compile_seconds": round(compiled - began, 3),
+        "run_seconds": round(seconds, 3),
+        "seed_steps_per_second": round(plan.seed_steps / seconds, 1),
+    }
+    return _trajectory(plan, swept, out, dims or {}, speed)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is run: every block of seeds at every learning rate and initial scale is a job."""
+
+    seeds: np.ndarray  # (S,)
+    lrs: list[float]
+    scales: list[float]
+    steps: list[int]  # one for each learning rate
+    recorded: list[np.ndarray]  # the step numbers recorded, likewise
+    block: int
+    dtype: str
+
+    @property
+    def x64(self) -> bool:
+        return self.dtype == "float64"
+
+    @functools.cached_property
+    def padded(self) -> np.ndarray:
+        """Seeds in full blocks, (blocks, block)."""
+        filled = np.concatenate([self.seeds, np.full(-len(self.seeds) % self.block, self.seeds[-1])])
+        return filled.reshape(-1, self.block).astype(np.uint32)
+
+    @property
+    def jobs(self) -> list[tuple[int, int, int]]:
+        """(learning rate, initial scale, block) by number."""
+        return list(itertools.product(range(len(self.lrs)), range(len(self.scales)), range(len(self.padded))))
+
+    @property
+    def seed_steps(self) -> int:
+        return sum(self.steps) * len(self.scales) * len(self.seeds)
+
+
+def _begin(plan: _Plan, job: tuple[int, int, int], slot: "_Slot", factory: OptimiserFactory):
+    """The program of a job, ready to advance, and its initial state."""
+    i, j, b = job
+    rate, scale = np.asarray(plan.lrs[i], plan.dtype), np.asarray(plan.scales[j], plan.dtype)
+    keys, state = _start(slot.init, factory, rate, scale, plan.padded[b])
+    return functools.partial(_advance, slot.objective, slot.measures, factory, rate, keys), state
+
+
+def _compiled(plan: _Plan, slot: "_Slot", factory: OptimiserFactory) -> dict[str, np.ndarray]:
+    """Compile for a device, without a step, and return arrays that await the results, NaN: (L, A, S, T, ...)."""
+    with jax.enable_x64(plan.x64), jax.default_device(slot.device):
+        advance, state = _begin(plan, plan.jobs[0], slot, factory)
+        _, seen = advance(state, np.int32(0), np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool))
+    lead = (len(plan.lrs), len(plan.scales), len(plan.seeds), len(plan.recorded[0]))
+    return {name: np.full((*lead, *value.shape[2:]), np.nan, value.dtype) for name, value in seen.items()}
+
+
+def _run(
+    plan: _Plan, job: tuple[int, int, int], free: queue.SimpleQueue, factory, out: dict[str, np.ndarray], bar: Progress
+):
+    """Run a job on the next free device or core, and write what it records into `out`."""
+    i, j, b = job
+    rows = slice(b * plan.block, min((b + 1) * plan.block, len(plan.seeds)))
+    slot = free.get()
+    try:
+        with jax.enable_x64(plan.x64), jax.default_device(slot.device):
+            advance, state = _begin(plan, job, slot, factory)
+            step = written = 0
+            for gaps, keep in calls(plan.recorded[i]):
+                if bar.stopped.is_set():
+                    return
+                state, seen = advance(state, np.int32(step), gaps, keep)
+                upto = written + int(keep.sum())
+                for name, value in seen.items():
+                    out[name][i, j, rows, written:upto] = np.asarray(value)[: rows.stop - rows.start, keep]
+                step, written = step + int(gaps.sum()), upto
+                bar.advance(int(gaps.sum()) * (rows.stop - rows.start))
+    except BaseException:
+        bar.stopped.set()  # the other blocks stop at their next call
+        raise
+    finally:
+        free.put(slot)
+
+
+def _trajectory(
+    plan: _Plan,
+    swept: list[str],
+    out: dict[str, np.ndarray],
+    own: Mapping[str, tuple[str, ...]],
+    speed: dict[str, float],
+) -> Trajectory:
+    """The results with their dimensions; axes that were not swept are dropped."""
     drop = tuple(k for k, axis in enumerate(("lr", "init_scale")) if axis not in swept)
     lead = (*swept, "seed", "time")
-    same_steps = len(set(steps_of)) == 1 and "lr" not in swept
-    step_grid = np.stack(schedules)
-    time_grid = step_grid * np.asarray(lrs)[:, None]
-    coords: dict[str, tuple[tuple[str, ...], np.ndarray]] = {"seed": (("seed",), seed_ids)}
-    coords["step"] = (("time",), step_grid[0]) if same_steps else (("lr", "time"), step_grid)
-    coords["t"] = (("time",), time_grid[0]) if same_steps else (("lr", "time"), time_grid)
-    for axis, held in (("lr", lrs), ("init_scale", scales)):
-        if axis in swept:
-            coords[axis] = ((axis,), np.asarray(held))
-    own = dims or {}
+    clock = ("lr", "time") if "lr" in swept else ("time",)
+    steps = np.stack(plan.recorded)
+    t = steps * np.asarray(plan.lrs)[:, None]
+    coords = {"seed": (("seed",), plan.seeds)}
+    coords |= {"step": (clock, steps if "lr" in swept else steps[0]), "t": (clock, t if "lr" in swept else t[0])}
+    coords |= {
+        axis: ((axis,), np.asarray(held))
+        for axis, held in (("lr", plan.lrs), ("init_scale", plan.scales))
+        if axis in swept
+    }
+    names = {n: lead + tuple(own.get(n, [f"{n}_{k}" for k in range(v.ndim - 4)])) for n, v in out.items()}
+    facts = {"lr": plan.lrs, "steps": plan.steps}
     return Trajectory(
         values={name: value.squeeze(drop) for name, value in out.items()},
-        dims={
-            name: lead + own.get(name, tuple(f"{name}_{k}" for k in range(value.ndim - 4)))
-            for name, value in out.items()
-        },
+        dims=names,
         coords=coords,
-        attrs={
-            "lr": lrs if "lr" in swept else lrs[0],
-            "steps": steps_of if "lr" in swept else steps_of[0],
-            "block": block,
-            "dtype": dtype,
-            "compile_seconds": round(compiled - started, 3),
-            "run_seconds": round(finished - compiled, 3),
-            "seed_steps_per_second": round(sum(steps_of) * A * S / (finished - compiled), 1),
-        },
+        attrs={name: held if "lr" in swept else held[0] for name, held in facts.items()}
+        | {"block": plan.block, "dtype": plan.dtype}
+        | speed,
     )
 
 
@@ -268,73 +305,3 @@ def _seeds(seeds: int | Sequence[int]) -> np.ndarray:
     if ids.max() >= 2**32:
         raise checks.refuse("seeds", "be below 2**32", int(ids.max()))
     return ids
-
-
-def _record_steps(steps: int, records: int, spacing: str) -> np.ndarray:
-    """(records,) step numbers from 0 to `steps`; where fewer steps than records exist, some stand twice."""
-    if spacing == "log":
-        grid = np.concatenate([[0.0], np.geomspace(1, steps, records - 1)]) if steps > 1 else np.linspace(0, 1, records)
-    else:
-        grid = np.linspace(0, steps, records)
-    return np.rint(grid).astype(np.int64)
-
-
-def _calls(record_steps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut a schedule into calls of RECORDS_PER_CALL gaps, long gaps split; `keep` says which ends are record times."""
-    longest = max(1, -(-int(record_steps[-1]) // (RECORDS_PER_CALL * CALLS_PER_RUN)))
-    gaps: list[int] = []
-    keep: list[bool] = []
-    for gap in np.diff(record_steps, prepend=0):
-        parts = max(1, -(-int(gap) // longest))
-        cuts = [int(gap) * k // parts for k in range(parts + 1)]
-        gaps += [b - a for a, b in itertools.pairwise(cuts)]
-        keep += [False] * (parts - 1) + [True]
-    pad = -len(gaps) % RECORDS_PER_CALL
-    all_gaps = np.array(gaps + [0] * pad, np.int32).reshape(-1, RECORDS_PER_CALL)
-    all_keep = np.array(keep + [False] * pad).reshape(-1, RECORDS_PER_CALL)
-    return zip(all_gaps, all_keep, strict=True)
-
-
-class _Progress:
-    """A rich progress bar fed by the host between calls; plain lines when standard error is not a terminal."""
-
-    def __init__(self, title: str | bool, total: int):
-        self.total, self.done, self.stopped = total, 0, threading.Event()
-        self.title = title if isinstance(title, str) else "training"
-        self.shown = bool(title)
-        self.lock = threading.Lock()
-
-    def __enter__(self) -> "_Progress":
-        self.began = self.told = time.perf_counter()
-        if self.shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            console = Console(stderr=True)
-            self.plain = None if console.is_terminal else console
-            self.rich = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f}%  {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=console,
-                disable=not console.is_terminal,
-            )
-            self.rich.start()
-            self.task = self.rich.add_task(self.title, total=self.total, rate="")
-        return self
-
-    def advance(self, seed_steps: int) -> None:
-        with self.lock:
-            self.done += seed_steps
-            if self.shown:
-                now = time.perf_counter()
-                rate = f"{self.done / max(now - self.began, 1e-9):,.0f} seed-steps/s"
-                self.rich.update(self.task, completed=self.done, rate=rate)
-                if self.plain is not None and (now - self.told > 15 or self.done == self.total):
-                    self.told = now
-                    self.plain.print(f"{self.title}: {self.done / self.total:4.0%}, {rate}", highlight=False)
-
-    def __exit__(self, *_: Any) -> None:
-        if self.shown:
-            self.rich.stop()

@@ -8,7 +8,7 @@ after that time.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffrax
@@ -40,7 +40,7 @@ def flow(
     t: ArrayLike,
     *,
     measures: Measures | None = None,
-    dims: dict[str, tuple[str, ...]] | None = None,
+    dims: Mapping[str, tuple[str, ...]] | None = None,
     many: bool = False,
     rtol: float = 1e-8,
 ) -> Trajectory:

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 import icldyn as ic
 from icldyn.engine import ensemble as module
+from icldyn.engine import schedule
 from icldyn.struct import static, struct
 
 TASK = ic.linear_regression(20, [1.0, 0.7, 0.5, 0.35])
@@ -40,7 +41,7 @@ def test_a_seed_has_the_same_bits_alone_and_in_any_company(reference):
 
 
 def test_cutting_time_differently_changes_no_bit(reference, monkeypatch):
-    monkeypatch.setattr(module, "CALLS_PER_RUN", 1)
+    monkeypatch.setattr(schedule, "CALLS_PER_RUN", 1)
     assert same(run(), reference)
 
 

@@ -9,8 +9,6 @@ import pytest
 import icldyn as ic
 from icldyn.study import study
 
-pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the run that these tests read
-
 
 @pytest.mark.parametrize("name", ic.study_names())
 def test_every_claim_of_a_study_holds_at_smoke_scale(name, smoke_run):
