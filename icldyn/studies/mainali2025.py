@@ -334,87 +334,68 @@ def _loss_at_zero_rate(config: Config, run) -> tuple[float, float]:
 def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Claim]:
     """What the paper says, and where it stops holding, each decided by a number from the seeds."""
     s, d = np.asarray(config.s), len(config.s)
-    out = []
+    main, last = config.N[1], config.N[-1]
+    out: list[Claim] = []
+
+    def claim(sentence: str, measured: float, **limits) -> None:
+        out.append(Claim(sentence, float(measured), **limits))
+
     for N in config.N:
         gap = _gap(s, N, seeds[f"N{N}"], theory[f"exact_N{N}"])
-        out.append(
-            Claim(
-                f"The mode strengths of SGD follow the exact coupled flow at N/d = {N / d:g} (gap, worst mode)",
-                gap,
-                high=0.02,
-                gap=True,
-            )
+        claim(
+            f"The mode strengths of SGD follow the exact coupled flow at N/d = {N / d:g} (gap)",
+            gap,
+            high=0.02,
+            gap=True,
         )
-    for N in (config.N[0], config.N[-1]):
+    for N in (config.N[0], last):
         gap = _gap(s, N, seeds[f"N{N}"], theory[f"closed_N{N}"])
-        high = 0.02 if N / d >= 50 else np.inf
-        out.append(
-            Claim(f"The same gap of the paper's closed form at N/d = {N / d:g}", gap, high=high, gap=high < np.inf)
-        )
-    last = config.N[-1]
+        limits = {"high": 0.02, "gap": True} if N / d >= 50 else {}
+        claim(f"The same gap of the paper's closed form at N/d = {N / d:g}", gap, **limits)
+
     times, logarithm = _escape(config, last, seeds[f"N{last}"])
-    out.append(
-        Claim(
-            f"Escape time over its logarithm grows as (1/s^2)^1 (slope, N/d = {last / d:g})",
-            _slope(1 / s**2, times / logarithm),
-            0.98,
-            1.02,
-        )
-    )
+    slope = _slope(1 / s**2, times / logarithm)
+    claim(f"Escape time over its logarithm against 1/s^2 (slope, N/d = {last / d:g})", slope, low=0.98, high=1.02)
+
     sweep = seeds["lr_sweep"]
     drift = sweep.mean("norm_gap")[:, -1] - sweep.mean("norm_gap")[:, 0]
-    out.append(
-        Claim(
-            "||W_P||^2 - ||W_Q||^2 drifts in proportion to lr at fixed t (slope)",
-            _slope(np.asarray(config.lrs), drift),
-            0.9,
-            1.1,
-        )
-    )
+    slope = _slope(np.asarray(config.lrs), drift)
+    claim("||W_P||^2 - ||W_Q||^2 drifts in proportion to lr at fixed t (slope)", slope, low=0.9, high=1.1)
+
     loss, error = _loss_at_zero_rate(config, sweep)
-    flow_loss, p_q = theory[f"exact_N{config.N[1]}"]["loss"][-1], ic.null_blocks.modes_optimum(s, config.N[1])
-    optimum = float(ic.null_blocks.modes_loss(*p_q, s, float(config.N[1])))
-    out.append(
-        Claim(
-            "Final loss of the seeds as lr -> 0 equals the exact flow's (distance in standard errors)",
-            abs(loss - flow_loss) / error,
-            high=4,
-        )
+    end = theory[f"exact_N{main}"]["loss"][-1]
+    optimum = ic.null_blocks.modes_loss(*ic.null_blocks.modes_optimum(s, main), s, float(main))
+    claim(
+        "Final loss of the seeds as lr -> 0 equals the exact flow's (standard errors apart)",
+        abs(loss - end) / error,
+        high=4,
     )
-    out.append(
-        Claim("The exact flow's final loss is at the exact optimum (relative excess)", flow_loss / optimum - 1, 0, 5e-3)
-    )
+    claim("The exact flow's final loss is at the exact optimum (relative excess)", end / optimum - 1, low=0, high=5e-3)
+
     for N in (8, 20):
         apart = (seeds[f"reference_N{N}"].mean("strength") / theory[f"exact_reference_N{N}"]["strength"] - 1)[1:, 2]
-        which = f"third mode at steps {REFERENCE_STEPS // 2} and {REFERENCE_STEPS}"
-        out.append(
-            Claim(
-                f"Reference run, N = {N}, {which}: seeds against the exact flow (relative)",
-                float(np.abs(apart).max()),
-                high=0.02,
-            )
+        when = f"at steps {REFERENCE_STEPS // 2} and {REFERENCE_STEPS}"
+        claim(
+            f"Reference run, N = {N}, third mode {when}: seeds against exact flow (relative)",
+            np.abs(apart).max(),
+            high=0.02,
         )
+
     run, flow = seeds["unaligned_p2_q1"], theory["exact_unaligned_p2_q1"]
-    for name in ("p2_off_diagonal", "q1_off_diagonal"):
+    for block in ("p2", "q1"):
+        name = f"{block}_off_diagonal"
         apart = np.abs(run[name][: flow.num_seeds].mean(0) - flow[name].mean(0)).max()
-        out.append(
-            Claim(
-                f"Unaligned p2, q1: their mean {name.replace('_', ' ')} share follows the exact flow (largest difference)",
-                float(apart),
-                high=0.02,
-            )
+        claim(
+            f"Unaligned p2, q1: mean off-diagonal share of {block} follows the exact flow (difference)",
+            apart,
+            high=0.02,
         )
     run, flow = seeds["unaligned_all_blocks"], theory["exact_unaligned_all_blocks"]
     near = np.abs(run["null_block_share"][: flow.num_seeds, -1] - flow["null_block_share"][:, -1]) < 0.05
-    out.append(
-        Claim(
-            "Unaligned, all blocks: share of seeds that end in the blocks their own exact flow ends in",
-            float(near.mean()),
-            0.8,
-        )
-    )
-    lost = sum(r.diverged for r in seeds.values())
-    out.append(Claim(f"Seeds that diverged, of {sum(r.finite().size for r in seeds.values()):,}", float(lost), high=0))
+    claim("Unaligned, all blocks: share of seeds that take the routes of their own exact flow", near.mean(), low=0.8)
+
+    lost, total = (sum(count(r) for r in seeds.values()) for count in (lambda r: r.diverged, lambda r: r.finite().size))
+    claim(f"Seeds that diverged, of {total:,}", lost, high=0)
     return out
 
 
@@ -433,7 +414,7 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
         }
         for figure in drawn.values():
             figure.canvas.draw()
-        plt.close("all")
+            plt.close(figure)
     return drawn
 
 
