@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
+NAME = re.compile(r"(seeds|theory)/[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 PACKAGES = ("icldyn", "jax", "jaxlib", "optax", "diffrax", "numpy", "xarray", "zarr", "matplotlib")
 
 
@@ -81,6 +82,11 @@ class RunFolder:
         try:
             record = json.loads((path / "run.json").read_text())
             version, study = int(record["format_version"]), str(record["study"])
+            wanted = {"config": dict, "status": str, "trajectories": dict} if version <= FORMAT_VERSION else {}
+            if not all(isinstance(record[key], kind) for key, kind in wanted.items()):
+                raise TypeError
+            if not all(NAME.fullmatch(name) for name in record.get("trajectories", ())):
+                raise ValueError
         except (OSError, ValueError, KeyError, TypeError):
             raise checks.BadArgument(
                 f"Argument `run` must be a run folder, but {str(path)!r} has no readable run.json."
@@ -92,7 +98,7 @@ class RunFolder:
         return cls(path, record)
 
     def save(self, kind: str, name: str, trajectory: Trajectory) -> None:
-        """Add a trajectory, kind "seeds" or "theory", under its name; both stay readable at every instant."""
+        """Add a trajectory, kind "seeds" or "theory", under a new name; what is there already is never touched."""
         import zarr
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -105,10 +111,7 @@ class RunFolder:
             zarr.open_group(store / kind, mode="a", zarr_format=3)
         unfinished = store / f".{kind}-{name}.{os.getpid()}.tmp"
         data.to_zarr(unfinished, mode="w", encoding=encoding, zarr_format=3, consolidated=False)
-        final = store / kind / name
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(unfinished, final)
+        os.replace(unfinished, store / kind / name)
         self.record["trajectories"][f"{kind}/{name}"] = {"diverged": trajectory.diverged, "seeds": trajectory.num_seeds}
         self._write_record()
 
@@ -140,11 +143,6 @@ class RunFolder:
     def finish(self, **facts: Any) -> None:
         """Mark the run complete, with what else is known of it."""
         self.record.update(facts, status="complete")
-        self._write_record()
-
-    def note(self, **facts: Any) -> None:
-        """Add facts to the record."""
-        self.record.update(facts)
         self._write_record()
 
     def _write_record(self) -> None:

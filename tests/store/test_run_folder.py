@@ -82,7 +82,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         create(tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": "x", "study": "s"}', "\x00\xff"])
+HOSTILE = json.dumps(
+    {"format_version": 1, "study": "s", "config": {}, "status": "complete", "trajectories": {"seeds/../../../etc": {}}}
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format_version": "x", "study": "s"}',
+        '{"format_version": 1, "study": "s"}',
+        "\x00\xff",
+        HOSTILE,
+    ],
+)
 def test_what_is_no_run_is_refused(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ic.BadArgument, match="`run` must be a run folder"):
