@@ -1,7 +1,7 @@
 """Standard normals at less cost than `jax.random.normal`, of the same law: random numbers bound prompt-free training.
 
 `jax.random` keeps one 32-bit word of the two that every threefry hash makes; here both are used, with the same uniform grid
-and the same inverse error function after it. About 1.6 times as fast on a CPU (benchmarks/README.md).
+and the same inverse error function after it. Rates of both: benchmarks/README.md.
 """
 
 import jax
