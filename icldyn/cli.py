@@ -158,18 +158,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _RunOptions:
-    scale: str = "laptop"
-    """Sizes to start from: smoke (seconds), laptop (minutes) or paper (an accelerator); fields given override it."""
-    out: str | None = None
-    """Run folder, new or empty; runs/STUDY-SCALE by default."""
-    quiet: bool = False
-    """Show no progress."""
-    json: bool = False
-    """Print for machines."""
-
-
-@dataclasses.dataclass(frozen=True)
 class _CheckOptions:
     scale: str = "laptop"
     """Sizes to start from: smoke (seconds), laptop (minutes) or paper (an accelerator); fields given override it."""
@@ -177,6 +165,12 @@ class _CheckOptions:
     """Show no progress."""
     json: bool = False
     """Print for machines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunOptions(_CheckOptions):
+    out: str | None = None
+    """Run folder, new or empty; runs/STUDY-SCALE by default."""
 
 
 def _parse(verb: str, words: list[str]) -> tuple[Study, str, Any, Any]:

@@ -77,6 +77,10 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
         (["run", STUDY, "--scale", "huge"], "Argument `scale` must be one of laptop, paper, smoke, but is 'huge'."),
         (["run", STUDY, "--lr", "nan"], "Argument `lr` must be positive and finite, but is nan."),
         (["run", STUDY, "--lr", "-0.5"], "Argument `lr` must be positive and finite, but is -0.5."),
+        (
+            ["run", STUDY, "--lr", "70"],
+            "Argument `lr` must be at most 60, the time of a run, so that it takes a step, but is 70.0.",
+        ),
         (["run", STUDY, "--seeds", "0"], "Argument `seeds` must be at least 2, but is 0."),
         (["run", STUDY, "--N", "0", "20"], "Argument `N[0]` must be at least 1, but is 0."),
         (["run", STUDY, "--s"], "Argument `s` must hold at least one eigenvalue, but is empty."),

@@ -134,6 +134,10 @@ def check(config: Config) -> None:
 
     checks.gather(*sizes, *reals, *lists, several_rates, lambda: checks.eigenvalues("s", config.s), context_lengths)
     start_below_end()
+    shortest = min(config.t_end, config.t_end_unaligned)
+    for name, rate in (("lr", config.lr), *((f"lrs[{k}]", rate) for k, rate in enumerate(config.lrs))):
+        if rate > shortest:
+            raise checks.refuse(name, f"be at most {shortest:g}, the time of a run, so that it takes a step", rate)
 
 
 def experiment(config: Config, progress: bool = False) -> Iterator[tuple[str, Any]]:
