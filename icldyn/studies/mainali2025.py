@@ -13,6 +13,8 @@ Here thousands of seeds of the paper's model (all four blocks of the full W_P an
 
 Conventions: loss 1/2 |y_q - yhat_q|^2, averaged over the batch; time t = lr x steps; context sums divided by N; the query
 attends to itself; the query's label is noiseless. Tasks share the eigenbasis of Sigma and are fresh in every prompt.
+How far the closed form reaches depends on spectrum and start too: the defaults were picked so that it is within 2% at N/d = 50;
+for s = (1, .6, .3, .15) from p = q = .1 the exact theory puts it 4.8% off there.
 A mode's gap is max over t of |mean over seeds of a(t) - theory| / a(infinity), a(infinity) the end of the exact flow.
 """
 
