@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from icldyn.engine.ensemble import cores
+
 
 class Timing(NamedTuple):
     """Seconds of repeated runs of one thing."""
@@ -70,11 +72,6 @@ def compiled(function: Any, *args: Any, **static: Any) -> tuple[Callable[..., An
     began = time.perf_counter()
     program = function.lower(*args, **static).compile()
     return program, time.perf_counter() - began
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers() -> int:

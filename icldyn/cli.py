@@ -130,14 +130,14 @@ def _plot(words: list[str]) -> int:
 
 def _info(words: list[str]) -> int:
     as_json = _only_json("info", words)
-    from .engine.ensemble import default_block
+    from .engine.ensemble import cores, default_block
     from .store.run_folder import PACKAGES, version
 
     facts = {
         "versions": {name: version(name) for name in PACKAGES},
         "devices": _devices(),
         "memory_gb": _memory(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "block": {f"batch {batch}": default_block(batch) for batch in (32, 256)},
     }
     if as_json:

@@ -83,12 +83,8 @@ class Statistics:
         root, U, N = jnp.asarray(self.root), jnp.asarray(self.rotation), jnp.asarray(self.N)
         V = U if O == D else jnp.ones((1, 1), U.dtype)
         p1, p2, q1, q2 = self.model.blocks(params)
-        p1, p2, q1, q2 = (
-            V.T @ p1 @ U,
-            V.T @ p2 @ V,
-            U.T @ q1 @ U,
-            V.T @ q2 @ U,
-        )  # to the eigenbasis: the loss is the same
+        p1, p2 = V.T @ p1 @ U, V.T @ p2 @ V  # to the eigenbasis: the loss is the same
+        q1, q2 = U.T @ q1 @ U, V.T @ q2 @ U
 
         key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
         tasks = 0 if self.pool is not None else (O * D if self.family == "iid" else D)

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+def named_dims(
+    values: Mapping[str, np.ndarray], lead: tuple[str, ...], own: Mapping[str, tuple[str, ...]] | None, ndim: int
+) -> dict[str, tuple[str, ...]]:
+    """Dimensions of every value: `lead`, then those named in `own` or NAME_0, NAME_1 ...; its first `ndim` axes are led."""
+    return {n: lead + tuple((own or {}).get(n, [f"{n}_{k}" for k in range(v.ndim - ndim)])) for n, v in values.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """Named values over time, of one theory curve or of many seeds.

@@ -23,7 +23,7 @@ from jax import Array
 
 from .. import checks
 from ..objectives import Objective
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, named_dims
 from .descend import Measures, OptimiserFactory, descend, optimiser_factory
 from .placing import placed, traceable
 from .progress import Progress
@@ -97,7 +97,7 @@ def ensemble(
     began = time.perf_counter()
     with jax.enable_x64(plan.x64):
         slots = [_Slot(d, objective, init, dict(measures or {}), dtype) for d in _workers()]
-    with ThreadPoolExecutor(len(slots)) as pool, bar:
+    with ThreadPoolExecutor(len(slots)) as pool:
         for slot in {s.device: s for s in slots}.values():
             out = pool.submit(_compiled, plan, slot, factory).result()
         compiled = time.perf_counter()
@@ -105,8 +105,9 @@ def ensemble(
         for slot in slots:
             free.put(slot)
         try:
-            for _ in pool.map(lambda job: _run(plan, job, free, factory, out, bar), plan.jobs):
-                pass
+            with bar:  # its clock starts here: the rate that it shows is without compilation
+                for _ in pool.map(lambda job: _run(plan, job, free, factory, out, bar), plan.jobs):
+                    pass
         except BaseException:
             bar.stopped.set()
             pool.shutdown(cancel_futures=True)
@@ -118,7 +119,7 @@ def ensemble(
         "run_seconds": round(seconds, 3),
         "seed_steps_per_second": round(plan.seed_steps / seconds, 1),
     }
-    return _trajectory(plan, swept, out, dims or {}, speed)
+    return _trajectory(plan, swept, out, dims, speed)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _trajectory(
     plan: _Plan,
     swept: list[str],
     out: dict[str, np.ndarray],
-    own: Mapping[str, tuple[str, ...]],
+    own: Mapping[str, tuple[str, ...]] | None,
     speed: dict[str, float],
 ) -> Trajectory:
     """The results with their dimensions; axes that were not swept are dropped."""
@@ -217,11 +218,10 @@ def _trajectory(
         for axis, held in (("lr", plan.lrs), ("init_scale", plan.scales))
         if axis in swept
     }
-    names = {n: lead + tuple(own.get(n, [f"{n}_{k}" for k in range(v.ndim - 4)])) for n, v in out.items()}
     facts = {"lr": plan.lrs, "steps": plan.steps}
     return Trajectory(
         values={name: value.squeeze(drop) for name, value in out.items()},
-        dims=names,
+        dims=named_dims(out, lead, own, 4),
         coords=coords,
         attrs={name: held if "lr" in swept else held[0] for name, held in facts.items()}
         | {"block": plan.block, "dtype": plan.dtype}
@@ -276,13 +276,17 @@ class _Slot:
         self.measures = placed({name: traceable(f) for name, f in measures.items()}, dtype, device)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _workers() -> list[jax.Device]:
     """One entry for every accelerator, or one for every core of the CPU."""
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return devices
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [d for _, d in zip(range(max(cores, len(devices))), itertools.cycle(devices), strict=False)]
+    return [d for _, d in zip(range(max(cores(), len(devices))), itertools.cycle(devices), strict=False)]
 
 
 def default_block(batch: int) -> int:

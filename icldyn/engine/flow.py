@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from .. import checks
 from ..objectives import Objective
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, named_dims
 from .descend import Measures
 from .placing import placed, traceable
 
@@ -84,13 +84,12 @@ def flow(
     error = _relative_gap(*states)
     values = {name: value[:, keep] if many else value[0, keep] for name, value in fine.items()}
     lead = ("seed", "time") if many else ("time",)
-    own = dims or {}
     coords: dict[str, tuple[tuple[str, ...], np.ndarray]] = {"t": (("time",), times)}
     if many:
         coords["seed"] = (("seed",), np.arange(len(ok)))
     return Trajectory(
         values=values,
-        dims={n: lead + own.get(n, tuple(f"{n}_{k}" for k in range(v.ndim - len(lead)))) for n, v in values.items()},
+        dims=named_dims(values, lead, dims, len(lead)),
         coords=coords,
         attrs={"error": float(error), "failed": int((~ok).sum()), "solver_steps": int(steps.max()), "rtol": rtol},
     )

@@ -13,10 +13,14 @@ def traceable(function: Callable[..., Any]) -> Any:
 
     Carried are those of a `jax.tree_util.Partial` and those of a bound method's owner, if it is a pytree.
     """
-    if inspect.ismethod(function):
+    if inspect.ismethod(function) and not _is_leaf(function.__self__):
         return jax.tree_util.Partial(function.__func__, function.__self__)
-    leaves = jax.tree.leaves(function)
-    return jax.tree_util.Partial(function) if len(leaves) == 1 and leaves[0] is function else function
+    return jax.tree_util.Partial(function) if _is_leaf(function) else function
+
+
+def _is_leaf(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return len(leaves) == 1 and leaves[0] is tree
 
 
 def placed(tree: Any, dtype: str, device: jax.Device | None = None) -> Any:

@@ -188,5 +188,6 @@ def linear_regression(
         tasks = (drawn.normal(size=(P, task.O * D)) @ square_root(Lambda)).reshape(P, task.O, D)
     else:
         tasks = checks.array("pool", pool, shape=(None, task.O, D))
-        checks.integer("number of tasks in `pool`", len(tasks), 1)
+        if not len(tasks):
+            raise checks.BadArgument("Argument `pool` must hold at least one task, but is empty.")
     return dataclasses.replace(task, pool=tasks)

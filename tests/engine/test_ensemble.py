@@ -119,6 +119,15 @@ def test_no_value_compiles_anew(reference):
     assert module._advance._cache_size() == before + 1
 
 
+def test_a_method_of_an_ordinary_object_is_a_measure_too(reference):
+    class Reader:
+        def half(self, params):
+            return ic.modes.strength(jnp.eye(4, dtype=params["W_P"].dtype), params) / 2
+
+    halved = run(measures={"half": Reader().half})
+    np.testing.assert_array_equal(halved["half"], reference["strength"] / 2)
+
+
 def test_logarithmic_records_start_at_zero_and_end_at_the_end():
     steps = run(spacing="log", records=6, steps=10_000, seeds=1).coords["step"][1]
     np.testing.assert_array_equal(steps, [0, 1, 10, 100, 1000, 10_000])

@@ -98,6 +98,7 @@ def test_a_covariance_matrix_is_split_into_descending_modes(Sigma):
         ({"family": "iiid"}, "did you mean 'iid'"),
         ({"Sigma_w": np.eye(2)}, "`Sigma_w` must be left out"),
         ({"pool": 0}, "`pool` must be at least 1"),
+        ({"pool": np.ones((0, 2, 2))}, "`pool` must hold at least one task, but is empty"),
         ({"pool": np.ones((3, 2, 5))}, "`pool` must have shape (any, 2, 2), but has shape (3, 2, 5)"),
     ],
 )

@@ -82,7 +82,7 @@ def test_the_table_of_the_notes_comes_out(N):
     t = np.array([20.0, 40.0])
     closed, exact = TABLE[N]
     np.testing.assert_allclose(study._closed_form(S4, N, 0.1, t)["strength"][:, 2], closed, atol=1.1e-3)
-    flow = study._modes_flow("exact", S4, N, 0.1, 0.1, t)
+    flow = study._modes_flow(S4, N, 0.1, 0.1, t)
     np.testing.assert_allclose(flow["strength"][:, 2], exact, rtol=1.5e-3, atol=5e-4)
 
 
@@ -90,5 +90,5 @@ def test_the_exact_flow_reaches_the_optimum():
     from icldyn.studies import mainali2025 as study
 
     p, q = null_blocks.modes_optimum(S4, 8)
-    flow = study._modes_flow("exact", S4, 8, 0.1, 0.1, np.array([0.0, 3000.0]))
+    flow = study._modes_flow(S4, 8, 0.1, 0.1, np.array([0.0, 3000.0]))
     np.testing.assert_allclose(flow["strength"][-1], p * q, rtol=1e-5)
