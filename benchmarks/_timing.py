@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from icldyn.engine.ensemble import cores
+from icldyn.engine.devices import cores
 
 
 class Timing(NamedTuple):

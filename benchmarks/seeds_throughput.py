@@ -32,7 +32,7 @@ import tyro
 from _timing import Timing, compiled, figures, interleaved, machine, table, timed, workers
 
 import icldyn as ic
-from icldyn.engine.ensemble import default_block
+from icldyn.engine.devices import default_block
 from icldyn.normals import GENERATORS, normals
 
 S_PEER = 16

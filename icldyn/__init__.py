@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .checks import BadArgument as BadArgument
     from .engine.ensemble import ensemble as ensemble
     from .engine.ensemble import initial_params as initial_params
+    from .engine.experiment import Experiment as Experiment
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
     from .measures import modes as modes
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BadArgument": "checks",
     "Claim": "study",
+    "Experiment": "engine.experiment",
     "RunFolder": "store.run_folder",
     "Study": "study",
     "Trajectory": "trajectory",

@@ -16,6 +16,10 @@ class BadArgument(ValueError):
     """An argument that cannot be used: its name, what was expected, and its value, in one sentence."""
 
 
+class Stopped(Exception):
+    """Work was asked to stop, by a signal, and did so before its end; what was done is kept."""
+
+
 def refuse(name: str, must: str, value: Any) -> BadArgument:
     """The error for argument `name`: what it must be, and what it is."""
     return BadArgument(f"Argument `{name}` must {must}, but is {value!r}.")

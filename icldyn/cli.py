@@ -1,16 +1,21 @@
-"""The command line: `icldyn list | run | check | plot | info`.
+"""The command line: `icldyn list | run | sweep | check | plot | verify | info`.
 
-Configs are parsed by tyro and checked before jax is imported. Exit code 0 is success, 1 a claim that fails, 2 a bad argument.
+Configs are parsed by tyro and checked before jax is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import re
+import shutil
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +28,16 @@ Thousands of trained seeds beside the exact theory of in-context learning (icldy
 
   icldyn list                     the studies: paper, what they show, their last measured gap
   icldyn run STUDY [options]      train, solve the theory, draw the figures, into a run folder
+  icldyn sweep STUDY --FIELD a b  a run for every combination of values, in one table and one figure
   icldyn check STUDY [options]    train at once and print every claim with its measured number and limit
   icldyn check RUN                the claims of a run folder
   icldyn plot RUN                 draw the figures of a run folder again
+  icldyn verify RUN [--repair]    checksums of all that a run folder holds; makes again what is damaged
   icldyn info                     devices, versions, memory, block size
 
 `icldyn run STUDY --help` shows every setting of a study. --json prints for machines.
-Exit code: 0 well, 1 a claim fails, 2 a bad argument.
+A run that was stopped, killed or found no room goes on with the same command and --resume.
+Exit code: 0 well, 1 a claim fails or a file is damaged, 2 a bad argument, 74 no room on the disk, 75 stopped by a signal.
 """
 
 
@@ -48,11 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except checks.BadArgument as error:
         print(error, file=sys.stderr)
         return 2
+    except checks.Stopped:
+        print("Stopped; all that was done is kept: go on with the same command and --resume.", file=sys.stderr)
+        return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"No room left to write {error.filename or 'the run'}; all that was done is kept. Make room, then go on with --resume.",
+            file=sys.stderr,
+        )
+        return 74
     except KeyboardInterrupt:
-        print("Stopped; what was finished is in the run folder.", file=sys.stderr)
+        print("Stopped at once; what was finished is in the run folder: go on with --resume.", file=sys.stderr)
         return 130
 
 
@@ -72,34 +91,88 @@ def _list(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     paper, name, options, config = _parse("run", words)
+    share = _share(options)
+    _place(options)
     from .store.run_folder import RunFolder, free_name
 
+    if options.out is None and (options.resume or options.shard):
+        raise checks.BadArgument("Argument `out` must name the run folder to go on with, or to share, but is missing.")
     out = Path(options.out) if options.out else free_name("runs", f"{name}-{options.scale}")
-    run = RunFolder.create(out, name, options.scale, dataclasses.asdict(config))
-    began = time.perf_counter()
     say = _say(options.json)
-    say(f"{paper.title}\n{paper.paper}; scale {options.scale}; writing to {run.path}")
-    seeds, theory = _results(paper, config, options.quiet or options.json, run)
-    measured = paper.claims(config, seeds, theory)
-    say("drawing the figures")
-    figures = run.save_figures(paper.figures(config, seeds, theory))
-    run.finish(
-        claims=[_claim_row(c) for c in measured],
-        wall_seconds=round(time.perf_counter() - began, 1),
-        peak_memory_gb=_peak_memory(),
-        device=_devices(),
-    )
-    if options.json:
-        print(
-            json.dumps(
-                {"run": str(run.path), "figures": [str(f) for f in figures], "claims": run.record["claims"]}, indent=2
-            )
-        )
+    folder = {"study": name, "scale": options.scale, "config": dataclasses.asdict(config), "share": share}
+    if options.resume or options.shard or options.distributed:
+        run = RunFolder.resume(out, **folder, allow_skew=options.allow_skew)
     else:
-        _print_claims(measured)
-        print(f"{run.record['wall_seconds']} s, peak memory {run.record['peak_memory_gb']} GB")
-        print("\n".join(f"wrote {path}" for path in (run.path / "run.json", run.path / "data.zarr", *figures)))
+        run = RunFolder.create(out, **folder)
+    with run, _stoppable() as stop:
+        say(f"{paper.title}\n{paper.paper}; scale {options.scale}; writing to {run.path}")
+        experiments = _experiments(paper, config, options)
+        _tell_room(run, experiments)
+        run.train(experiments, _training(options, share, stop, name))
+        _note_diverged(run)
+        left = run.missing(experiments)
+        if left or not _first_process():
+            say(
+                f"shard {share[0]}/{share[1]} is done; {left} blocks of others are not: --resume, when they are, ends the run"
+            )
+            return 0
+        claims = _finish(paper, config, run, stop, say)
+        result = run.result or {}
+    figures = sorted((run.path / "figures").glob("*.png"))
+    if options.json:
+        told = {"run": str(run.path), "figures": [str(f) for f in figures], "claims": result["claims"]}
+        print(json.dumps(told, indent=2))
+    else:
+        _print_claims(claims)
+        print(f"{result['wall_seconds']} s, peak memory {result['peak_memory_gb']} GB")
+        print("\n".join(f"wrote {path}" for path in (run.path / "result.json", run.path / "data.zarr", *figures)))
     return 0
+
+
+def _experiments(paper: Study, config: Any, options: Any) -> dict[str, Any]:
+    """What a study trains, with the block that was asked for."""
+    experiments = paper.experiments(config)
+    if options.block is None:
+        return experiments
+    return {name: dataclasses.replace(e, block=options.block) for name, e in experiments.items()}
+
+
+def _training(options: Any, share: tuple[int, int], stop: threading.Event, title: str, **more: Any) -> Any:
+    """How to train."""
+    from .engine.train import Options
+
+    return Options(
+        engine=options.engine,
+        share=share,
+        checkpoint_seconds=options.checkpoint_seconds,
+        progress=False if options.quiet or options.json else title,
+        stop=stop,
+        **more,
+    )
+
+
+def _finish(
+    paper: Study, config: Any, run: Any, stop: threading.Event, say: Callable[[str], None], again: Sequence[str] = ()
+) -> list[Claim]:
+    """Theory, claims and figures of a run whose seeds are all there; what is there already is kept, but for `again`."""
+    seeds, there = run.load("seeds"), run.saved()
+    say("solving the exact equations")
+    for name, trajectory in paper.theories(config, seeds).items():
+        if f"theory/{name}" not in there or f"theory/{name}" in again:
+            run.save("theory", name, trajectory, replace=True)
+    _raise_if(stop)
+    theory = run.load("theory")
+    claims = paper.claims(config, seeds, theory)
+    say("drawing the figures")
+    run.save_figures(paper.figures(config, seeds, theory))
+    _raise_if(stop)
+    run.finish(
+        claims=[_claim_row(c) for c in claims],
+        peak_memory_gb=_peak_memory(),
+        seeds={name: {"seeds": t.finite().size, "diverged": t.diverged} for name, t in seeds.items()},
+        diverged_by_record={n: t.diverged_by_record().tolist() for n, t in seeds.items() if t.diverged},
+    )
+    return claims
 
 
 def _check(words: list[str]) -> int:
@@ -107,9 +180,14 @@ def _check(words: list[str]) -> int:
         as_json = _only_json("check", words[1:])
         _, paper, config, seeds, theory = _opened(words[0])
     else:
-        paper, _, options, config = _parse("check", words)
+        paper, name, options, config = _parse("check", words)
         as_json = options.json
-        seeds, theory = _results(paper, config, options.quiet or as_json)
+        _place(options)
+        from .engine.ensemble import ensembles
+
+        with _stoppable() as stop:
+            seeds = ensembles(_experiments(paper, config, options), _training(options, (1, 1), stop, name))
+            theory = paper.theories(config, seeds)
     measured = paper.claims(config, seeds, theory)
     if as_json:
         print(json.dumps([_claim_row(c) for c in measured], indent=2))
@@ -122,15 +200,16 @@ def _plot(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise checks.BadArgument("Argument `run` must be a run folder, but is missing: icldyn plot RUN.")
     as_json = _only_json("plot", words[1:])
-    run, paper, config, seeds, theory = _opened(words[0])
-    figures = run.save_figures(paper.figures(config, seeds, theory))
+    run, paper, config, seeds, theory = _opened(words[0], write=True)
+    with run:
+        figures = run.save_figures(paper.figures(config, seeds, theory))
     print(json.dumps([str(f) for f in figures]) if as_json else "\n".join(f"wrote {f}" for f in figures))
     return 0
 
 
 def _info(words: list[str]) -> int:
     as_json = _only_json("info", words)
-    from .engine.ensemble import cores, default_block
+    from .engine.devices import cores, default_block
     from .store.run_folder import PACKAGES, version
 
     facts = {
@@ -148,11 +227,63 @@ def _info(words: list[str]) -> int:
     return 0
 
 
+def _verify(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        raise checks.BadArgument("Argument `run` must be a run folder, but is missing: icldyn verify RUN.")
+    as_json, repair = _flags("verify", words[1:], "--json", "--repair")
+    from .store.verify import restore_record, verify
+
+    path = Path(words[0])
+    if not (path / "run.json").exists() and not (path / "manifest").is_dir():
+        raise checks.BadArgument(f"Argument `run` must be a run folder, but {words[0]!r} is none.")
+    damage = verify(path)
+    if not as_json:
+        print("\n".join(map(str, damage)) or f"{path}: every file is as it was written")
+    if damage and repair:
+        if any(one.belongs == "run" for one in damage) and not restore_record(path):
+            raise checks.BadArgument(
+                f"Argument `run` must have a manifest that knows its run.json, but {words[0]!r} has none."
+            )
+        _repair(path, damage, _say(as_json))
+        damage = verify(path)
+        if not as_json:
+            print("\n".join(f"not repaired: {one}" for one in damage) or f"{path}: repaired, and as it was written")
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in damage], indent=2))
+    return 1 if damage else 0
+
+
+def _repair(path: Path, damage: list[Any], say: Callable[[str], None]) -> None:
+    """Make again what is damaged, and nothing else; the same settings give the same bits."""
+    from .engine.train import Options
+    from .store.run_folder import LAYOUT, RunFolder
+    from .store.verify import discard
+
+    record = RunFolder.open(path).record
+    paper, config = _settings(record, str(path))
+    with RunFolder.resume(path, record["study"], record["scale"], record["config"]) as run, _stoppable() as stop:
+        discard(run, damage)
+        saved = {one.belongs for one in damage if not one.cell}
+        redo = [one.cell for one in damage if one.cell]
+        redo += [(what.removeprefix("layout/"), LAYOUT) for what in saved if what.startswith("layout/")]
+        run.train(paper.experiments(config), Options(stop=stop), redo=redo)
+        if any(what.startswith("theory/") or what in ("figures", "result") for what in saved):
+            _finish(paper, config, run, stop, say, again=sorted(saved))
+
+
+def _sweep(words: list[str]) -> int:
+    from .sweep import sweep
+
+    return sweep(words)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "run": _run,
+    "sweep": _sweep,
     "check": _check,
     "plot": _plot,
+    "verify": _verify,
     "info": _info,
 }
 
@@ -165,12 +296,32 @@ class _CheckOptions:
     """Show no progress."""
     json: bool = False
     """Print for machines."""
+    block: int | None = None
+    """Seeds in one program, a multiple of 8; by default what is fast and fits in memory."""
+    engine: str = "blocks"
+    """"blocks" runs the same program on every device; "spmd" one program over a mesh of all devices."""
+    checkpoint_seconds: float = 30.0
+    """How often unfinished blocks are kept; what a kill can cost."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _RunOptions(_CheckOptions):
     out: str | None = None
     """Run folder, new or empty; runs/STUDY-SCALE by default."""
+    resume: bool = False
+    """Go on with the run in `out`, or start it if there is none."""
+    shard: str | None = None
+    """i/n: train the i-th of n shares of the run in `out`, whatever the other processes do."""
+    allow_skew: bool = False
+    """Resume with another version or kind of device, which may change last digits."""
+    distributed: bool = False
+    """With --engine spmd: one program over the devices of all processes (jax.distributed)."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, where jax does not find it by itself."""
+    processes: int | None = None
+    """How many processes, likewise."""
+    process_index: int | None = None
+    """Which one this is, from 0, likewise."""
 
 
 def _parse(verb: str, words: list[str]) -> tuple[Study, str, Any, Any]:
@@ -204,6 +355,20 @@ def _parse(verb: str, words: list[str]) -> tuple[Study, str, Any, Any]:
     return paper, name, parsed.options, parsed.config
 
 
+def _options_alone(verb: str, name: str, words: list[str], scale: str) -> Any:
+    """The options of a verb without the fields of the study."""
+    import tyro
+
+    return tyro.cli(
+        _RunOptions,
+        prog=f"icldyn {verb} {name}",
+        description=f"Every field of {name} takes several values; icldyn run {name} --help lists them. Options:",
+        args=words,
+        default=_RunOptions(scale=scale),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
 def _given(words: list[str], flag: str) -> str | None:
     for k, word in enumerate(words):
         if word == flag and k + 1 < len(words):
@@ -215,62 +380,134 @@ def _given(words: list[str], flag: str) -> str | None:
 
 def _only_json(verb: str, words: list[str]) -> bool:
     """Whether --json was given, and nothing else."""
+    return _flags(verb, words, "--json")[0]
+
+
+def _flags(verb: str, words: list[str], *flags: str) -> list[bool]:
+    """Which of the flags were given, and nothing else."""
     for word in words:
-        if word != "--json":
-            raise checks.BadArgument(f"Argument `{word}` is not known to icldyn {verb}, which takes --json alone.")
-    return "--json" in words
+        if word not in flags:
+            raise checks.BadArgument(
+                f"Argument `{word}` is not known to icldyn {verb}, which takes {' and '.join(flags)} alone."
+            )
+    return [flag in words for flag in flags]
 
 
-def _results(paper: Study, config: Any, quiet: bool, run: Any = None) -> tuple[dict, dict]:
-    """Train and solve; each trajectory is stored as soon as it is there."""
-    seeds = {}
-    for name, trajectory in paper.experiment(config, progress=not quiet):
-        seeds[name] = trajectory
-        if run is not None:
-            run.save("seeds", name, trajectory)
-    if not quiet:
-        print("solving the exact equations", file=sys.stderr)
-    theory = paper.theories(config, seeds)
-    if run is not None:
-        for name, trajectory in theory.items():
-            run.save("theory", name, trajectory)
-    lost = {name: t.diverged for name, t in seeds.items() if t.diverged}
-    for name, count in lost.items():
-        print(
-            f"{count} of {seeds[name].finite().size} seeds of {name} diverged; statistics leave them out.",
-            file=sys.stderr,
+def _share(options: Any) -> tuple[int, int]:
+    """(i, n) of --shard i/n, and the other settings of a verb that trains, checked."""
+    checks.one_of("engine", options.engine, ("blocks", "spmd"))
+    checks.real("checkpoint-seconds", options.checkpoint_seconds, least=0)
+    if options.block is not None and checks.integer("block", options.block, 8) % 8:
+        raise checks.refuse("block", "be a multiple of 8", options.block)
+    if getattr(options, "distributed", False) and options.engine != "spmd":
+        raise checks.BadArgument(
+            "Argument `distributed` must go with --engine spmd; use --shard i/n for independent processes."
         )
-    return seeds, theory
+    if getattr(options, "shard", None) is None:
+        return 1, 1
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", options.shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise checks.refuse("shard", "be i/n with 1 <= i <= n, such as 1/4", options.shard)
+    if options.engine == "spmd":
+        raise checks.BadArgument("Argument `shard` must go with --engine blocks; spmd deals its blocks itself.")
+    return int(found[1]), int(found[2])
 
 
-def _opened(path: str) -> tuple[Any, Study, Any, dict, dict]:
-    """A complete run folder with its study, config and trajectories."""
-    from .store.run_folder import RunFolder
+def _place(options: Any) -> None:
+    """Join the other processes, if there are any, before jax is used."""
+    if getattr(options, "distributed", False):
+        from .engine.spmd import initialise
 
-    run = RunFolder.open(path)
-    paper = study(run.record["study"])
+        initialise(options.coordinator, options.processes, options.process_index)
+
+
+def _first_process() -> bool:
+    """Whether this process ends the run: the only one, or the first of a distributed run."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets: training stops at its next call. The second stops at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print(f"{signal.Signals(number).name}: keeping what is done, then stopping.", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise checks.Stopped
+
+
+def _tell_room(run: Any, experiments: Any) -> None:
+    """Warn if the disk has less room than the run may need."""
+    from .engine.programs import shapes
+
+    needed = 0
+    for e in experiments.values():
+        seed = sum(a.size * a.dtype.itemsize for a in shapes(e).values()) * e.records
+        needed += seed * len(e.seed_ids) * len(e.lrs) * len(e.scales)
+    free = shutil.disk_usage(run.path).free
+    if needed > free:
+        print(f"This run may need {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free.", file=sys.stderr)
+
+
+def _note_diverged(run: Any) -> None:
+    """Say what diverged."""
+    for name, lost in run.diverged().items():
+        print(f"{lost} seeds of {name} diverged; statistics leave them out.", file=sys.stderr)
+
+
+def _settings(record: dict[str, Any], path: str) -> tuple[Study, Any]:
+    """The study and config of a run."""
+    paper = study(record["study"])
     kind = type(next(iter(paper.scales.values())))
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in run.record["config"].items()}
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     try:
         config = kind(**stored)
     except TypeError:
         raise checks.BadArgument(
-            f"Argument `run` must hold settings of {run.record['study']}, but {path!r} holds others."
+            f"Argument `run` must hold settings of {record['study']}, but {path!r} holds others."
         ) from None
     paper.check(config)
-    if run.record["status"] != "complete":
+    return paper, config
+
+
+def _opened(path: str, write: bool = False) -> tuple[Any, Study, Any, dict, dict]:
+    """A complete run folder with its study, config and trajectories."""
+    from .store.run_folder import RunFolder
+
+    run = RunFolder.open(path)
+    paper, config = _settings(run.record, path)
+    if run.result is None:
         raise checks.BadArgument(f"Argument `run` must be a complete run, but {path!r} stopped before its end.")
-    return run, paper, config, run.load("seeds"), run.load("theory")
+    seeds, theory = run.load("seeds"), run.load("theory")
+    return RunFolder.open(path, write=True) if write else run, paper, config, seeds, theory
 
 
 def _last_gap(name: str) -> float | None:
     """The largest gap between seeds and theory in the newest complete run of a study under ./runs."""
     newest: tuple[float, float] | None = None
-    for path in Path("runs").glob("*/run.json"):
+    for path in Path("runs").glob("*/result.json"):
         try:
-            record = json.loads(path.read_text())
-            if record["study"] == name and record["status"] == "complete":
-                gap = max(c["measured"] for c in record["claims"] if c["gap"])
+            if json.loads((path.parent / "run.json").read_text())["study"] == name:
+                gap = max(c["measured"] for c in json.loads(path.read_text())["claims"] if c["gap"])
                 newest = max(newest or (0.0, 0.0), (path.stat().st_mtime, gap))
         except (OSError, ValueError, KeyError, TypeError):
             continue

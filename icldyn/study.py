@@ -1,4 +1,4 @@
-"""What a paper becomes: config with scales, experiment, theories, claims, figures. Standard library only.
+"""What a paper becomes: config with scales, experiments, theories, claims, figures. Standard library only.
 
 A module in `icldyn/studies/` with a `STUDY` is found by its name; there is no registry to edit.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import checks
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .engine.experiment import Experiment
     from .trajectory import Trajectory
 
     Trajectories = Mapping[str, Trajectory]
@@ -52,10 +54,13 @@ class Study:
     paper: str
     scales: Mapping[str, Any]  # scale -> Config: "smoke" (seconds), "laptop" (the default), "paper"
     check: Callable[[Any], None]  # raises BadArgument; imports no jax
-    experiment: Callable[..., Iterator[tuple[str, Trajectory]]]  # (config, progress=False); each part as it is done
+    experiments: Callable[[Any], dict[str, Experiment]]  # what is trained, by name
     theories: Callable[[Any, Trajectories], dict[str, Trajectory]]
     claims: Callable[[Any, Trajectories, Trajectories], list[Claim]]
     figures: Callable[[Any, Trajectories, Trajectories], dict[str, Figure]]
+    panel: Callable[
+        [Axes, Any, Trajectories, Trajectories], None
+    ]  # the study in one small figure, for the grid of a sweep
 
 
 def study_names() -> list[str]:

@@ -49,25 +49,31 @@ def descend(
     optimiser: OptimiserFactory,
     lr: Array,
     key: Array,
-    state: tuple[Any, Any],
+    state: tuple[Any, Any, Array],
     step: Array,
     gaps: Array,
     keep: Array,
-) -> tuple[tuple[Any, Any], dict[str, Array]]:
-    """Advance (params, optimiser state) by `gaps[0]` steps, record if `keep[0]`, by `gaps[1]`, record if `keep[1]`, and so on.
+) -> tuple[tuple[Any, Any, Array], dict[str, Array]]:
+    """Advance a seed by `gaps[0]` steps, record if `keep[0]`, by `gaps[1]`, record if `keep[1]`, and so on.
 
-    The batch of step i comes from `fold_in(key, i)`, so a run can be cut in time anywhere. `gaps` and `keep` (R,) are traced:
-    another schedule runs the same program. Returns the state and the measures, stacked (R, ...); "loss", unless given among the
-    measures, is the loss of the batch that the next step will see.
+    The state is (params, optimiser state, diverged step). The batch of step i comes from `fold_in(key, i)`, so a run can be
+    cut in time anywhere. `gaps` and `keep` (R,) are traced: another schedule runs the same program. Returns the state and the
+    measures, stacked (R, ...); "loss", unless given among the measures, is the loss of the batch that the next step will see.
+
+    A seed whose weights would become non-finite in step i stays at its last finite state, and its diverged step, -1 until
+    then, becomes i + 1.
     """
     transform = optimiser(lr)
 
     def one_step(i: Array, state):
-        params, opt_state = state
+        params, opt_state, diverged = state
         grads = jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its own counters and rates
-            updates, opt_state = transform.update(grads, opt_state, params)
-        return jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates), opt_state
+            updates, new_opt_state = transform.update(grads, opt_state, params)
+        new_params = jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates)
+        diverged = jnp.where((diverged < 0) & ~finite(new_params), i + 1, diverged)
+        new, old = (new_params, new_opt_state), (params, opt_state)
+        return (*jax.tree.map(lambda a, b: jnp.where(diverged < 0, a, b), new, old), diverged)
 
     def read(params, i):
         seen = {name: measure(params) for name, measure in measures.items()}
@@ -84,3 +90,8 @@ def descend(
     with jax.default_matmul_precision("highest"):
         (state, _), seen = lax.scan(record, (state, jnp.asarray(step)), (gaps, keep))
     return state, seen
+
+
+def finite(params: Any) -> Array:
+    """Whether every weight of one seed is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(w)) for w in jax.tree.leaves(params)]))

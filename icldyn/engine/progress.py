@@ -9,7 +9,7 @@ class Progress:
     """A rich progress bar fed by the host between calls; plain lines when standard error is not a terminal."""
 
     def __init__(self, title: str | bool, total: int):
-        self.total, self.done, self.stopped = total, 0, threading.Event()
+        self.total, self.done, self.skipped = total, 0, 0
         self.title = title if isinstance(title, str) else "training"
         self.shown = bool(title)
         self.lock = threading.Lock()
@@ -41,10 +41,16 @@ class Progress:
             if self.shown:
                 now = time.perf_counter()
                 rate = f"{self.done / max(now - self.began, 1e-9):,.0f} seed-steps/s"
-                self.rich.update(self.task, completed=self.done, rate=rate)
-                if self.plain is not None and (now - self.told > 15 or self.done == self.total):
+                reached = self.done + self.skipped
+                self.rich.update(self.task, completed=reached, rate=rate)
+                if self.plain is not None and (now - self.told > 15 or reached == self.total):
                     self.told = now
-                    self.plain.print(f"{self.title}: {self.done / self.total:4.0%}, {rate}", highlight=False)
+                    self.plain.print(f"{self.title}: {reached / self.total:4.0%}, {rate}", highlight=False)
+
+    def skip(self, seed_steps: int) -> None:
+        """Count work that was done before, which says nothing about the rate."""
+        with self.lock:
+            self.skipped += seed_steps
 
     def __exit__(self, *_: Any) -> None:
         if self.shown:

@@ -1,12 +1,8 @@
 """When a run is recorded, and how it is cut into calls from the host."""
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
 
 RECORDS_PER_CALL = 8
-CALLS_PER_RUN = 24  # at least: calls of a tenth of the run or less, so that progress moves and a stop is prompt
 
 
 def record_steps(steps: int, records: int, spacing: str) -> np.ndarray:
@@ -18,17 +14,16 @@ def record_steps(steps: int, records: int, spacing: str) -> np.ndarray:
     return np.rint(grid).astype(np.int64)
 
 
-def calls(recorded: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut a schedule into calls of RECORDS_PER_CALL gaps, long gaps split; `keep` says which ends are record times."""
-    longest = max(1, -(-int(recorded[-1]) // (RECORDS_PER_CALL * CALLS_PER_RUN)))
-    gaps: list[int] = []
-    keep: list[bool] = []
-    for gap in np.diff(recorded, prepend=0):
-        parts = max(1, -(-int(gap) // longest))
-        cuts = [int(gap) * k // parts for k in range(parts + 1)]
-        gaps += [b - a for a, b in itertools.pairwise(cuts)]
-        keep += [False] * (parts - 1) + [True]
-    pad = -len(gaps) % RECORDS_PER_CALL
-    all_gaps = np.array(gaps + [0] * pad, np.int32).reshape(-1, RECORDS_PER_CALL)
-    all_keep = np.array(keep + [False] * pad).reshape(-1, RECORDS_PER_CALL)
-    return zip(all_gaps, all_keep, strict=True)
+def next_call(recorded: np.ndarray, step: int, written: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The next call from `step`, of `most` steps or fewer: up to RECORDS_PER_CALL gaps, and which of them end in a record.
+
+    `written` records are done. Gaps and flags have a fixed length, zeros behind.
+    """
+    gaps, keep = np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool)
+    for k, goal in enumerate(recorded[written : written + RECORDS_PER_CALL]):
+        gaps[k] = min(goal - step, most)
+        keep[k] = step + gaps[k] == goal
+        step, most = step + int(gaps[k]), most - int(gaps[k])
+        if not keep[k]:
+            break
+    return gaps, keep

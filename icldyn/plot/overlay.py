@@ -67,9 +67,7 @@ def overlay(
             ax.plot(
                 theory.t, curves[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None
             )
-    covered = seeds.num_seeds - seeds.diverged
     ax.set_xlabel(r"time $t$ = learning rate $\times$ steps")
-    legend_title = f"{covered:,} of {seeds.num_seeds:,} seeds" if seeds.diverged else f"{seeds.num_seeds:,} seeds"
-    title = f"{legend_title}, {band[0]:.0%}–{band[1]:.0%} band"
+    title = f"{seeds.coverage}, {band[0]:.0%}–{band[1]:.0%} band"
     ax.legend(**{"title": title, "title_fontsize": 7.5, **(legend or {})})
     return ax

@@ -20,7 +20,6 @@ A mode's gap is max over t of |mean over seeds of a(t) - theory| / a(infinity), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 REFERENCE_S = (1.0, 0.6, 0.3, 0.15)  # a wider spectrum from a smaller start, .1: N = 8 and 20, lr .02, batch 512
 REFERENCE_STEPS = 2000
 OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # beside the axes
+DRAWN = 400  # seeds drawn one by one, at most
 FLOW_STARTS = 64  # unaligned seeds whose own exact flow is solved
 
 
@@ -50,7 +50,7 @@ class Config:
     other_seeds: int = 256
     """Seeds of every other run."""
     N: tuple[int, ...] = (8, 20, 40, 80, 200)
-    """Context lengths; the main run is the second, the closed form is judged at the first and the last."""
+    """Context lengths; the main run is the second (or the only one), the closed form is judged at the first and the last."""
     s: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35)
     """Eigenvalues of Sigma, descending."""
     lr: float = 0.01
@@ -115,8 +115,8 @@ def check(config: Config) -> None:
     ]
 
     def context_lengths() -> None:
-        if len(config.N) < 2 or list(config.N) != sorted(set(config.N)):
-            raise checks.refuse("N", "hold at least two ascending context lengths", config.N)
+        if not config.N or list(config.N) != sorted(set(config.N)):
+            raise checks.refuse("N", "hold ascending context lengths, at least one", config.N)
         for k, N in enumerate(config.N):
             checks.integer(f"N[{k}]", N, 1)
         if config.N[0] <= len(config.s):
@@ -142,42 +142,41 @@ def check(config: Config) -> None:
             raise checks.refuse(name, f"be at most {shortest:g}, the time of a run, so that it takes a step", rate)
 
 
-def experiment(config: Config, progress: bool = False) -> Iterator[tuple[str, Any]]:
-    """Train every run of the study; yields each as it is done."""
+def experiments(config: Config) -> dict[str, Any]:
+    """Every run of the study, by name."""
     check(config)
-    main, last = config.N[1], config.N[-1]
+    main, last = _main_N(config), config.N[-1]
     model = ic.linear_attention(len(config.s))
     balanced = ic.aligned(model, p=config.start, q=config.start)
     few = -(-config.other_seeds // 4)
 
-    def train(
-        title: str, N: int, init, seeds: int = config.other_seeds, s=config.s, batch: int = config.batch, **settings
-    ):
+    def trained(N: int, init, seeds: int = config.other_seeds, s=config.s, batch: int = config.batch, **settings):
         task = ic.linear_regression(N, s)
-        return ic.ensemble(
+        return ic.Experiment(
             ic.statistics(task, ic.linear_attention(task.D), batch),
             init,
             seeds=seeds,
             measures=_measures(task),
             dims=ic.modes.DIMS,
-            progress=f"{title:<24}" if progress else False,
             **{"lr": config.lr, "t_end": config.t_end} | settings,
         )
 
-    for N in config.N:
-        seeds = config.seeds if N == main else config.other_seeds
-        yield f"N{N}", train(f"aligned, N = {N}", N, balanced, seeds)
+    out = {f"N{N}": trained(N, balanced, config.seeds if N == main else config.other_seeds) for N in config.N}
     for k, (p, q) in enumerate(_unbalanced(config)):
-        init = ic.aligned(model, p=p, q=q)
-        yield f"unbalanced{k}", train(f"unbalanced, q/p = {q / p:.2g}", last, init, few, records=257)
-    yield "lr_sweep", train("learning rates", main, balanced, lr=list(config.lrs), records=9)
+        out[f"unbalanced{k}"] = trained(last, ic.aligned(model, p=p, q=q), few, records=257)
+    out["lr_sweep"] = trained(main, balanced, lr=list(config.lrs), records=9)
     for name, init in _unaligned(model).items():
-        settings = {"init_scale": config.spread, "t_end": config.t_end_unaligned}
-        yield name, train(name.replace("_", " "), main, init, **settings)
+        out[name] = trained(main, init, init_scale=config.spread, t_end=config.t_end_unaligned)
     for N in (8, 20):
         settings = {"s": REFERENCE_S, "batch": 512, "lr": 0.02, "t_end": None, "steps": REFERENCE_STEPS, "records": 3}
         init = ic.aligned(ic.linear_attention(len(REFERENCE_S)), p=0.1, q=0.1)
-        yield f"reference_N{N}", train(f"reference, N = {N}", N, init, config.reference_seeds, **settings)
+        out[f"reference_N{N}"] = trained(N, init, config.reference_seeds, **settings)
+    return out
+
+
+def _main_N(config: Config) -> int:
+    """The context length of the main run: the second, or the only one."""
+    return config.N[min(1, len(config.N) - 1)]
 
 
 def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
@@ -197,7 +196,7 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
             out[f"exact_{name}"] = _modes_flow(np.asarray(REFERENCE_S), N, 0.1, 0.1, run.t)
             out[f"closed_{name}"] = _closed_form(np.asarray(REFERENCE_S), N, 0.1, run.t)
         elif name.startswith("unaligned"):
-            model, task = ic.linear_attention(s.size), ic.linear_regression(config.N[1], s)
+            model, task = ic.linear_attention(s.size), ic.linear_regression(_main_N(config), s)
             init, count = _unaligned(model)[name], min(run.num_seeds, FLOW_STARTS)
             starts = ic.initial_params(init, seeds=count, init_scale=config.spread)
             out[f"exact_{name}"] = ic.flow(
@@ -328,7 +327,7 @@ def _loss_at_zero_rate(config: Config, run) -> tuple[float, float]:
 def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Claim]:
     """What the paper says, and where it stops holding, each decided by a number from the seeds."""
     s, d = np.asarray(config.s), len(config.s)
-    main, last = config.N[1], config.N[-1]
+    main, last = _main_N(config), config.N[-1]
     out: list[Claim] = []
 
     def claim(sentence: str, measured: float, **limits) -> None:
@@ -342,7 +341,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
             high=0.02,
             gap=True,
         )
-    for N in (config.N[0], last):
+    for N in sorted({config.N[0], last}):
         gap = _gap(s, N, seeds[f"N{N}"], theory[f"closed_N{N}"])
         limits = {"high": 0.02, "gap": True} if N / d >= 50 else {}
         claim(f"The same gap of the paper's closed form at N/d = {N / d:g}", gap, **limits)
@@ -378,14 +377,15 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     run, flow = seeds["unaligned_p2_q1"], theory["exact_unaligned_p2_q1"]
     for block in ("p2", "q1"):
         name = f"{block}_off_diagonal"
-        apart = np.abs(run[name][: flow.num_seeds].mean(0) - flow[name].mean(0)).max()
+        apart = np.abs(run.isel(seed=slice(flow.num_seeds)).mean(name) - flow.mean(name)).max()
         claim(
             f"Unaligned p2, q1: mean off-diagonal share of {block} follows the exact flow (difference)",
             apart,
             high=0.02,
         )
     run, flow = seeds["unaligned_all_blocks"], theory["exact_unaligned_all_blocks"]
-    near = np.abs(run["null_block_share"][: flow.num_seeds, -1] - flow["null_block_share"][:, -1]) < 0.05
+    some = run.isel(seed=slice(flow.num_seeds))
+    near = np.abs(some["null_block_share"][:, -1] - flow["null_block_share"][:, -1]) < 0.05
     claim("Unaligned, all blocks: share of seeds that take the routes of their own exact flow", near.mean(), low=0.8)
 
     total = sum(run.finite().size for run in seeds.values())
@@ -412,6 +412,14 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     return drawn
 
 
+def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:
+    """Mode strengths of the main run with both theories."""
+    N = _main_N(config)
+    curves = {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
+    ic.overlay(seeds[f"N{N}"], curves, "strength", ax, labels=_mode_labels(config))
+    ax.set(ylabel=r"$a_\alpha$", xlim=(0, seeds[f"N{N}"].t[-1]), ylim=(0, None))
+
+
 def _axes(rows: int, columns: int, width: float = 3.4, height: float = 2.7):
     import matplotlib.pyplot as plt
 
@@ -424,7 +432,7 @@ def _mode_labels(config: Config) -> list[str]:
 
 
 def _figure_overlay(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    N = config.N[1]
+    N = _main_N(config)
     run, curves = seeds[f"N{N}"], {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
     figure, (left, right) = _axes(1, 2, 4.2, 3.0)
     ic.overlay(run, curves, "loss", left)
@@ -440,9 +448,12 @@ def _figure_overlay(config: Config, seeds: Trajectories, theory: Trajectories) -
 
 def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     figure, (left, middle, right) = _axes(1, 3, 3.3, 2.8)
-    first, last = config.N[1], config.N[-1]
+    first, last = _main_N(config), config.N[-1]
     run = seeds[f"N{first}"]
-    left.plot(run.t, run["norm_gap"].T, color="C0", alpha=min(1.0, 40 / run.num_seeds), linewidth=0.4, rasterized=True)
+    some = run.isel(seed=slice(DRAWN))
+    left.plot(
+        some.t, some["norm_gap"].T, color="C0", alpha=min(1.0, 40 / some.num_seeds), linewidth=0.4, rasterized=True
+    )
     left.plot(run.t, run.mean("norm_gap"), color="C1", label=f"mean of {run.num_seeds:,} seeds")
     left.plot(run.t, theory[f"exact_N{first}"]["norm_gap"], "k--", label="gradient flow: conserved")
     left.set(
@@ -464,7 +475,7 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
     _plain_ticks(middle.yaxis, drift)
     middle.legend()
     for k, label in enumerate(_mode_labels(config)):
-        for N, dashes in ((first, "-"), (last, ":")):
+        for N, dashes in dict(((last, ":"), (first, "-"))).items():
             p, q = (seeds[f"N{N}"].mean(name)[:, k] for name in "pq")
             right.plot(
                 seeds[f"N{N}"].t, p**2 - q**2, color=f"C{k}", linestyle=dashes, label=label if N == first else None
@@ -508,7 +519,8 @@ def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectorie
         for r, (p0, q0) in enumerate(starts):
             run, flow = seeds[f"unbalanced{r}"], theory[f"exact_unbalanced{r}"]
             color = plt.get_cmap("viridis")(0.1 + 0.8 * r / len(starts))
-            ax.plot(run["p"][:, :, k].T, run["q"][:, :, k].T, color=color, alpha=0.3, linewidth=1.2, rasterized=True)
+            some = run.isel(seed=slice(DRAWN))
+            ax.plot(some["p"][:, :, k].T, some["q"][:, :, k].T, color=color, alpha=0.3, linewidth=1.2, rasterized=True)
             c = p0**2 - q0**2
             p = np.sqrt(max(c, 0)) + grid
             label = r"$p^2 - q^2$ = const" if r == 0 else None
@@ -527,7 +539,7 @@ def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectorie
 def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     figure, (left, right) = _axes(1, 2, 3.7, 3.0)
     s = np.asarray(config.s)
-    for color, N in (("C1", config.N[0]), ("C0", config.N[-1])):
+    for N, color in {config.N[0]: "C1", config.N[-1]: "C0"}.items():
         times, logarithm = _escape(config, N, seeds[f"N{N}"])
         slope = _slope(1 / s**2, times / logarithm)
         left.plot(
@@ -548,7 +560,7 @@ def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) ->
     _plain_ticks(left.xaxis, 1 / s**2)
     _plain_ticks(left.yaxis, 0.5 / s**2)
     left.legend()
-    for k, N in enumerate((config.N[0], config.N[1], config.N[-1])):
+    for k, N in enumerate(dict.fromkeys((config.N[0], _main_N(config), config.N[-1]))):
         run, exact, closed = seeds[f"N{N}"], theory[f"exact_N{N}"], theory[f"closed_N{N}"]
         low, median, high = run.quantile("preconditioner_distance", (0.05, 0.5, 0.95))
         right.fill_between(run.t, low, high, color=f"C{k}", alpha=0.25, linewidth=0)
@@ -621,7 +633,7 @@ def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories)
     right.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     right.plot(
         flow["null_block_share"][:, -1],
-        run["null_block_share"][: flow.num_seeds, -1],
+        run.isel(seed=slice(flow.num_seeds))["null_block_share"][:, -1],
         "o",
         color="C1",
         markersize=3.5,
@@ -641,8 +653,9 @@ STUDY = Study(
     paper="Mainali and Teixeira 2025, arXiv 2504.12916",
     scales=SCALES,
     check=check,
-    experiment=experiment,
+    experiments=experiments,
     theories=theories,
     claims=claims,
     figures=figures,
+    panel=panel,
 )

@@ -8,8 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 import icldyn as ic
-from icldyn.engine import ensemble as module
-from icldyn.engine import schedule
+from icldyn.engine import programs, train
 from icldyn.struct import static, struct
 
 TASK = ic.linear_regression(20, [1.0, 0.7, 0.5, 0.35])
@@ -41,7 +40,7 @@ def test_a_seed_has_the_same_bits_alone_and_in_any_company(reference):
 
 
 def test_cutting_time_differently_changes_no_bit(reference, monkeypatch):
-    monkeypatch.setattr(schedule, "CALLS_PER_RUN", 1)
+    monkeypatch.setattr(train, "SECONDS_PER_CALL", 0)  # one step a call
     assert same(run(), reference)
 
 
@@ -107,16 +106,16 @@ def test_at_equal_time_every_rate_runs_its_own_number_of_steps():
 
 
 def test_no_value_compiles_anew(reference):
-    before = module._advance._cache_size()
+    before = programs.advance._cache_size()
     run(lr=0.3, init_scale=0.01, steps=77, seeds=40)
     run(lr=[0.1, 0.2], t_end=3.0, steps=None, spacing="log")
     other = ic.statistics(ic.linear_regression(300, [3.0, 0.7, 0.5, 0.1]), MODEL, 8)
     ic.ensemble(other, INIT, seeds=9, lr=0.01, steps=10, records=3, measures=ic.modes.measures(TASK.U), block=8)
-    assert module._advance._cache_size() == before
+    assert programs.advance._cache_size() == before
     for N in (8, 30):  # a bound method of a pytree carries its arrays as arguments, too
         exact = ic.population(ic.linear_regression(N, TASK.s), MODEL)
         run(measures=MEASURES | {"loss": exact.loss}, steps=3, seeds=1)
-    assert module._advance._cache_size() == before + 1
+    assert programs.advance._cache_size() == before + 1
 
 
 def test_a_method_of_an_ordinary_object_is_a_measure_too(reference):
@@ -163,9 +162,9 @@ def test_momentum_and_adam_are_optaxs():
 
 def test_an_equal_partial_is_an_equal_optimiser():
     run(optimiser=functools.partial(optax.sgd, momentum=0.9), seeds=8)
-    before = module._advance._cache_size()
+    before = programs.advance._cache_size()
     run(optimiser=functools.partial(optax.sgd, momentum=0.9), seeds=8)
-    assert module._advance._cache_size() == before
+    assert programs.advance._cache_size() == before
 
 
 def test_a_seed_that_diverges_is_counted_and_the_others_keep_their_bits(reference):
@@ -176,6 +175,8 @@ def test_a_seed_that_diverges_is_counted_and_the_others_keep_their_bits(referenc
     lost = np.arange(24) % 4 == 0
     assert poisoned.diverged == lost.sum() == 6
     np.testing.assert_array_equal(poisoned.finite(), ~lost)
+    assert np.isfinite(poisoned["strength"]).all()  # frozen at the last finite state: here, the initial one
+    np.testing.assert_array_equal(poisoned.coords["diverged_step"][1], np.where(lost, 0, -1))
     np.testing.assert_array_equal(poisoned["strength"][~lost], reference["strength"][~lost])
     kept = reference["strength"][~lost]
     np.testing.assert_allclose(poisoned.mean("strength"), kept.mean(0, dtype=np.float64), rtol=1e-12)

@@ -1,0 +1,177 @@
+"""The two compiled programs of a block, `start` and `advance`, over its lanes of seeds, and their arguments."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .blocks import Block
+from .descend import OptimiserFactory, descend, finite
+from .experiment import Experiment
+from .placing import placed
+from .schedule import RECORDS_PER_CALL
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each."""
+
+    treedef: Any
+    per_lane: tuple[bool, ...]
+    optimiser: OptimiserFactory
+
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """Where the lanes are in every leaf, for `vmap`."""
+        return tuple(0 if own else None for own in self.per_lane)
+
+
+def starting(program: Program, leaves, lr: Array, scale: Array, seeds: Array):
+    """Data of the keys (G, 2) and the initial state of G lanes; `lr`, `scale`, `seeds` (G,)."""
+
+    def one(leaves, lr, scale, seed):
+        init = jax.tree.unflatten(program.treedef, leaves)
+        key_init, key_data = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+        params = jax.tree.map(lambda w: jnp.asarray(w, lr.dtype), init(key_init, scale))
+        diverged = jnp.where(finite(params), -1, 0).astype(jnp.int32)
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.random.key_data(key_data), (params, program.optimiser(lr).init(params), diverged)
+
+    return jax.vmap(one, (program.axes, 0, 0, 0))(leaves, lr, scale, seeds)
+
+
+def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Array, gaps: Array, keep: Array):
+    """`descend` for G lanes."""
+
+    def one(leaves, lr, key, state):
+        objective, measures = jax.tree.unflatten(program.treedef, leaves)
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
+        return descend(objective, measures, program.optimiser, lr, key, state, step, gaps, keep)
+
+    return jax.vmap(one, (program.axes, 0, 0, 0))(leaves, lr, keys, state)
+
+
+start = functools.partial(jax.jit, static_argnums=0)(starting)
+advance = functools.partial(jax.jit, static_argnums=0)(advancing)
+NO_STEPS = (np.int32(0), np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool))
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The arguments of a block on a device: G lanes, those after its last seed repeat it."""
+
+    programs: Mapping[str, Program]  # "start" and "advance"
+    leaves: Mapping[str, tuple]
+    lr: np.ndarray  # (G,)
+    scale: np.ndarray  # (G,)
+    seeds: np.ndarray  # (G,)
+
+    def begin(self) -> tuple[Array, Any]:
+        """Key data and initial state."""
+        return start(self.programs["start"], self.leaves["start"], self.lr, self.scale, self.seeds)
+
+    def advance(self, keys, state, step: int, gaps: np.ndarray, keep: np.ndarray, width: int | None = None):
+        """One call of `advance`, in pieces of `width` lanes."""
+        program, leaves, G = self.programs["advance"], self.leaves["advance"], len(self.seeds)
+        if width in (None, G):
+            return advance(program, leaves, self.lr, keys, state, np.int32(step), gaps, keep)
+        pieces = []
+        for first in range(0, G, width):
+            cut = slice(first, first + width)
+            own = tuple(a[cut] if mine else a for a, mine in zip(leaves, program.per_lane, strict=True))
+            part = jax.tree.map(lambda a, cut=cut: a[cut], state)
+            done = advance(program, own, self.lr[cut], keys[cut], part, np.int32(step), gaps, keep)
+            pieces.append(jax.device_get(done))  # to the host, so that the device holds one piece at a time
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+
+
+class Placer:
+    """Puts what experiments carry on devices, once."""
+
+    def __init__(self, experiments: Sequence[Experiment]):
+        self.experiments = experiments
+        self.held: dict[tuple, tuple[list, Any]] = {}
+
+    def lanes(self, block: Block, device: jax.Device | None) -> Lanes:
+        """The arguments of a block, its shared leaves on `device` (on the host for None)."""
+        first = self.experiments[block[0].experiment]
+        sizes = [cell.size for cell in block]
+        sizes[-1] += first.block - sum(sizes)
+        seeds = [self.experiments[c.experiment].seed_ids[c.rows] for c in block]
+        seeds[-1] = np.concatenate([seeds[-1], np.full(sizes[-1] - seeds[-1].size, seeds[-1][-1])])
+        programs, leaves = {}, {}
+        for part in ("start", "advance"):
+            kept = [self._flat(cell.experiment, part, device) for cell in block]
+            per_lane, leaves[part] = _side_by_side([own for own, _ in kept], sizes)
+            programs[part] = Program(kept[0][1], per_lane, first.factory)
+        return Lanes(
+            programs,
+            leaves,
+            np.repeat([self.experiments[c.experiment].lrs[c.point[0]] for c in block], sizes).astype(first.dtype),
+            np.repeat([self.experiments[c.experiment].scales[c.point[1]] for c in block], sizes).astype(first.dtype),
+            np.concatenate(seeds).astype(np.uint32),
+        )
+
+    def _flat(self, number: int, part: str, device: jax.Device | None) -> tuple[list, Any]:
+        key = (number, part, device)
+        if key not in self.held:
+            experiment = self.experiments[number]
+            tree = placed(experiment.trees[part], experiment.dtype, device)
+            self.held[key] = jax.tree.flatten(tree if device is not None else jax.device_get(tree))
+        return self.held[key]
+
+
+def _side_by_side(trees: list[list], sizes: list[int]) -> tuple[tuple[bool, ...], tuple]:
+    """Leaves of several cells as one tuple: as they are where all cells agree, else one for each lane; and which are."""
+    per_lane, joined = [], []
+    for leaves in zip(*trees, strict=True):
+        alike = all(a is leaves[0] for a in leaves) or all(_equal(a, leaves[0]) for a in leaves[1:])
+        per_lane.append(not alike)
+        joined.append(leaves[0] if alike else np.repeat(np.stack([np.asarray(a) for a in leaves]), sizes, axis=0))
+    return tuple(per_lane), tuple(joined)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+
+
+def shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """The measures of one seed at one record as shapes and dtypes; nothing is computed, but weights must fit the model."""
+    with jax.enable_x64(experiment.x64):
+        trees = {part: placed(tree, experiment.dtype) for part, tree in experiment.trees.items()}
+        number = jax.ShapeDtypeStruct((), experiment.dtype)
+
+        def both(trees, lr, scale, seed):
+            (init, tree_i), (tree, tree_a) = (jax.tree.flatten(trees[part]) for part in ("start", "advance"))
+            first = Program(tree_i, (False,) * len(init), experiment.factory)
+            keys, state = starting(first, tuple(init), lr[None], scale[None], seed[None])
+            second = Program(tree_a, (False,) * len(tree), experiment.factory)
+            _, seen = advancing(second, tuple(tree), lr[None], keys, state, *map(jnp.asarray, NO_STEPS))
+            return jax.tree.map(lambda a: a[0, 0], seen)
+
+        return jax.eval_shape(both, trees, number, number, jax.ShapeDtypeStruct((), "uint32"))
+
+
+def footprint(lanes: Lanes) -> int:
+    """Bytes that `advance` needs on a device, by the compiler's own count, arguments and results included.
+
+    Compiles it, for the calls that follow too.
+    """
+    lowered = advance.lower(lanes.programs["advance"], lanes.leaves["advance"], lanes.lr, *lanes.begin(), *NO_STEPS)
+    counted = lowered.compile().memory_analysis()
+    if counted is None:
+        return 0
+    return counted.temp_size_in_bytes + counted.argument_size_in_bytes + counted.output_size_in_bytes
+
+
+def fitting_block(block: int, bytes_needed: int, budget: float) -> int:
+    """The largest power of two of at least 8 lanes, at most `block`, within the budget, the footprint being proportional."""
+    if bytes_needed <= budget:
+        return block
+    return max(8, 1 << int(math.log2(max(budget / (bytes_needed / block), 1))))

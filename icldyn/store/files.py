@@ -1,0 +1,109 @@
+"""Files that are whole or not there: written under another name, synced, renamed. Reading runs no code and is bounded."""
+
+import hashlib
+import io
+import os
+import re
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .. import checks
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,-]{0,99}")
+
+
+def run_path(name: str, value: str | Path) -> Path:
+    """A path for a run: printable, without "..", its last part letters, digits, "_", ".", "=", "," and "-"."""
+    path, text = Path(value), str(value)
+    if not text.isprintable() or ".." in path.parts or not NAME.fullmatch(path.name):
+        raise checks.BadArgument(
+            f"Argument `{name}` must be a path without '..' whose last part has at most 100 letters, digits, '_', '.', '=', ',' "
+            f"and '-', starting with a letter or digit, but is {text[:120]!r}."
+        )
+    return path
+
+
+def write_atomically(path: Path, content: bytes, exclusive: bool = False) -> None:
+    """Write a whole file or nothing; it survives a loss of power once this returns.
+
+    Raises:
+        FileExistsError: with `exclusive`, if the file is there already.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(unfinished, path)
+        else:
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays by name as the bytes of an npz behind their SHA-256."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, np.ndarray]:
+    """Back from `pack`.
+
+    Raises:
+        ValueError: if a byte is wrong, or if the content is not plain numbers of the size that it claims.
+    """
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise ValueError("its SHA-256 differs")
+    return read_npz(content[32:])
+
+
+def read_npz(content: bytes) -> dict[str, np.ndarray]:
+    """Arrays of an npz: plain numbers alone, never pickled objects, and never more than the content holds.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError("it is compressed")
+                data = io.BytesIO(archive.read(member))
+                version = np.lib.format.read_magic(data)
+                if version != (1, 0):
+                    raise ValueError(f"{member.filename} is of format {version}")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(data)
+                body = data.read()
+                if dtype.kind not in "biuf" or fortran and len(shape) > 1:
+                    raise ValueError(f"{member.filename} holds {dtype}")
+                if len(body) != dtype.itemsize * int(np.prod(shape, dtype=object)):
+                    raise ValueError(f"{member.filename} does not hold the numbers that it claims")
+                arrays[member.filename.removesuffix(".npy")] = np.frombuffer(body, dtype).reshape(shape)
+    except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(str(error)) from None
+    return arrays
