@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
-            f"No room left to write {error.filename or 'the run'}; all that was done is kept. Make room, then go on with --resume.",
+            f"No room left to write {error.filename or 'the run'}; all that was done is kept. Make room, then go on with "
+            "--resume.",
             file=sys.stderr,
         )
         return 74

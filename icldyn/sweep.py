@@ -225,10 +225,14 @@ def _grid(paper: Study, configs: Sequence[Any], points: Sequence[Mapping[str, An
         for ax, config, point, run in zip(axes.flat, configs, points, runs, strict=False):
             paper.panel(ax, config, run.load("seeds"), run.load("theory"))
             ax.set_title(", ".join(f"{field} = {_short(value)}" for field, value in point.items()))
-            if ax is not axes.flat[0] and ax.get_legend():
-                ax.get_legend().remove()
+            legend = ax.get_legend()
+            if legend is not None:
+                legend.remove()
         for ax in list(axes.flat)[len(points) :]:
             ax.set_visible(False)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        title = legend.get_title().get_text() if legend is not None else ""
+        figure.legend(handles, labels, loc="outside lower center", ncol=4, title=title, title_fontsize=7.5)
         figure.canvas.draw()
     plt.close(figure)
     return figure

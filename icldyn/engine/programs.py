@@ -171,7 +171,5 @@ def footprint(lanes: Lanes) -> int:
 
 
 def fitting_block(block: int, bytes_needed: int, budget: float) -> int:
-    """The largest power of two of at least 8 lanes, at most `block`, within the budget, the footprint being proportional."""
-    if bytes_needed <= budget:
-        return block
+    """The largest power of two of at least 8 lanes within the budget, were the footprint proportional to the lanes."""
     return max(8, 1 << int(math.log2(max(budget / (bytes_needed / block), 1))))
