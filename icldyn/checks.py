@@ -5,11 +5,15 @@ Standard library and numpy only, so that a bad setting is refused before jax is 
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+
+SHOWN = 120  # characters of a value in a sentence
+COORDINATOR = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,253}:([0-9]{1,5})")
 
 
 class BadArgument(ValueError):
@@ -20,17 +24,30 @@ class Stopped(Exception):
     """Work was asked to stop, by a signal, and did so before its end; what was done is kept."""
 
 
+def shown(value: Any) -> str:
+    """`value` as Python writes it, on one line and shortened."""
+    try:
+        text = repr(value)
+    except Exception:  # such as an integer of more digits than Python writes
+        text = f"a {type(value).__name__} that cannot be written out"
+    if len(text) > SHOWN:
+        text = f"{text[: SHOWN - 20]}...{text[-17:]}"
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def refuse(name: str, must: str, value: Any) -> BadArgument:
     """The error for argument `name`: what it must be, and what it is."""
-    return BadArgument(f"Argument `{name}` must {must}, but is {value!r}.")
+    return BadArgument(f"Argument `{name}` must {must}, but is {shown(value)}.")
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int of at least `least` and at most `most`."""
+    if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Integral):
         raise refuse(name, f"be an integer of at least {least}", value)
     if value < least:
         raise refuse(name, f"be at least {least}", int(value))
+    if most is not None and value > most:
+        raise refuse(name, f"be at most {most}", int(value))
     return int(value)
 
 
@@ -40,15 +57,18 @@ def real(
     """`value` as a finite float within the bounds given."""
     bounds = ["finite"]
     if above is not None:
-        bounds = ["positive and finite" if above == 0 else f"finite and above {above}"]
+        bounds = ["positive and finite" if above == 0 else f"finite and above {above:g}"]
     if least is not None:
-        bounds = ["finite and not negative" if least == 0 else f"finite and at least {least}"]
+        bounds = ["finite and not negative" if least == 0 else f"finite and at least {least:g}"]
     if most is not None:
-        bounds.append(f"at most {most}")
+        bounds.append(f"at most {most:g}")
     must = "be " + " and ".join(bounds)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Real):
         raise refuse(name, "be a number", value)
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        raise refuse(name, must, value) from None
     if (
         not math.isfinite(value)
         or (above is not None and value <= above)
@@ -61,18 +81,57 @@ def real(
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """`value`, which must be one of `choices`; a near miss is named."""
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
-    near = get_close_matches(str(value), list(choices), n=1)
+    near = get_close_matches(value[:SHOWN], list(choices), n=1) if isinstance(value, str) else []
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise BadArgument(f"Argument `{name}` must be one of {', '.join(sorted(choices))}, but is {value!r}{hint}.")
+    raise BadArgument(f"Argument `{name}` must be one of {', '.join(sorted(choices))}, but is {shown(value)}{hint}.")
+
+
+def block(value: Any) -> int | None:
+    """Seeds in a block: a multiple of 8, or None for what is fast and fits."""
+    if value is not None and integer("block", value, 8, 2**20) % 8:
+        raise refuse("block", "be a multiple of 8", value)
+    return value
+
+
+def entries(name: str, value: Any, most: int = 100) -> tuple[Any, ...]:
+    """The entries of a tuple or list, at most so many."""
+    if not isinstance(value, tuple | list):
+        raise refuse(name, "be a tuple of numbers", value)
+    if len(value) > most:
+        raise BadArgument(f"Argument `{name}` must hold at most {most} numbers, but holds {len(value)}.")
+    return tuple(value)
+
+
+def coordinator(address: Any, processes: Any, index: Any) -> None:
+    """Where processes meet (HOST:PORT), how many there are, and which of them this is: all three or none."""
+    given = {"coordinator": address, "processes": processes, "process-index": index}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise BadArgument(f"Argument `{missing[0]}` must be given along with the others, but is missing.")
+
+    def meeting_place() -> None:
+        found = COORDINATOR.fullmatch(address) if isinstance(address, str) else None
+        if not found or not 0 < int(found[1]) < 2**16:
+            raise refuse("coordinator", "be HOST:PORT, such as 10.0.0.1:29400", address)
+
+    def one_of_them() -> None:
+        if integer("process-index", index, 0) >= integer("processes", processes, 1):
+            raise refuse("process-index", f"be below {processes}, the number of processes", index)
+
+    gather(meeting_place, lambda: integer("processes", processes, 1, 10**6), one_of_them)
 
 
 def array(name: str, value: Any, *, ndim: int | None = None, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """`value` as a finite float64 array of the given rank or shape (None in `shape` is any length)."""
     try:
+        if np.asarray(value).dtype.kind in "USmMcb":  # numpy would read numbers out of text, and drop imaginary parts
+            raise TypeError
         out = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise refuse(name, "be an array of numbers", value) from None
     if ndim is not None and out.ndim != ndim:
         raise BadArgument(f"Argument `{name}` must have {ndim} axes, but has shape {out.shape}.")
@@ -94,7 +153,7 @@ def eigenvalues(name: str, value: Any) -> np.ndarray:
     if (s < 0).any():
         raise BadArgument(f"Argument `{name}` must not be negative, but its smallest entry is {s.min():g}.")
     if (np.diff(s) > 0).any():
-        raise BadArgument(f"Argument `{name}` must be descending, but is {s.tolist()}.")
+        raise BadArgument(f"Argument `{name}` must be descending, but is {shown(s.tolist())}.")
     if s[0] == 0:
         raise BadArgument(f"Argument `{name}` must have a positive largest entry, but all are 0.")
     return s
@@ -118,12 +177,12 @@ def covariance(name: str, value: Any, D: int | None = None) -> np.ndarray:
 
 
 def gather(*attempts: Callable[[], Any]) -> None:
-    """Run every check and report all that fail at once, a sentence a line."""
-    sentences = []
+    """Run every check and report all that fail at once, a sentence a line, each once."""
+    sentences: dict[str, None] = {}
     for attempt in attempts:
         try:
             attempt()
         except BadArgument as error:
-            sentences.append(str(error))
+            sentences |= dict.fromkeys(str(error).splitlines())
     if sentences:
         raise BadArgument("\n".join(sentences))

@@ -1,4 +1,4 @@
-"""The command line: `icldyn list | run | sweep | check | plot | verify | info`.
+"""The command line: `icldyn list | run | sweep | submit | check | plot | verify | info`.
 
 Configs are parsed by tyro and checked before jax is imported.
 """
@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,8 @@ from typing import Any
 from . import __version__, checks
 from .study import Claim, Study, study, study_names
 
+LONGEST_WORD = 1000  # on the command line
+
 HELP = f"""usage: icldyn VERB ...
 
 Thousands of trained seeds beside the exact theory of in-context learning (icldyn {__version__}).
@@ -29,6 +30,7 @@ Thousands of trained seeds beside the exact theory of in-context learning (icldy
   icldyn list                     the studies: paper, what they show, their last measured gap
   icldyn run STUDY [options]      train, solve the theory, draw the figures, into a run folder
   icldyn sweep STUDY --FIELD a b  a run for every combination of values, in one table and one figure
+  icldyn submit N -- run ...      a run or a sweep as N jobs on Slurm (extra "slurm")
   icldyn check STUDY [options]    train at once and print every claim with its measured number and limit
   icldyn check RUN                the claims of a run folder
   icldyn plot RUN                 draw the figures of a run folder again
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         verb = VERBS[checks.one_of("verb", words[0], VERBS)]
+        _readable(words)
         return verb(words[1:])
     except checks.BadArgument as error:
         print(error, file=sys.stderr)
@@ -100,7 +103,8 @@ def _run(words: list[str]) -> int:
         raise checks.BadArgument("Argument `out` must name the run folder to go on with, or to share, but is missing.")
     out = Path(options.out) if options.out else free_name("runs", f"{name}-{options.scale}")
     say = _say(options.json)
-    folder = {"study": name, "scale": options.scale, "config": dataclasses.asdict(config), "share": share}
+    held = _share_of_pod() if options.distributed else share
+    folder = {"study": name, "scale": options.scale, "config": dataclasses.asdict(config), "share": held}
     if options.resume or options.shard or options.distributed:
         run = RunFolder.resume(out, **folder, allow_skew=options.allow_skew)
     else:
@@ -108,11 +112,13 @@ def _run(words: list[str]) -> int:
     with run, _stoppable() as stop:
         say(f"{paper.title}\n{paper.paper}; scale {options.scale}; writing to {run.path}")
         experiments = _experiments(paper, config, options)
-        _tell_room(run, experiments)
         run.train(experiments, _training(options, share, stop, name))
         _note_diverged(run)
+        if options.distributed and not _ends_the_run():
+            say("the first process ends the run")
+            return 0
         left = run.missing(experiments)
-        if left or not _first_process():
+        if left:
             say(
                 f"shard {share[0]}/{share[1]} is done; {left} blocks of others are not: --resume, when they are, ends the run"
             )
@@ -158,14 +164,18 @@ def _finish(
     """Theory, claims and figures of a run whose seeds are all there; what is there already is kept, but for `again`."""
     seeds, there = run.load("seeds"), run.saved()
     say("solving the exact equations")
-    for name, trajectory in paper.theories(config, seeds).items():
+    with _float64():
+        solved = paper.theories(config, seeds)
+    for name, trajectory in solved.items():
         if f"theory/{name}" not in there or f"theory/{name}" in again:
             run.save("theory", name, trajectory, replace=True)
     _raise_if(stop)
     theory = run.load("theory")
-    claims = paper.claims(config, seeds, theory)
-    say("drawing the figures")
-    run.save_figures(paper.figures(config, seeds, theory))
+    with _float64():
+        claims = paper.claims(config, seeds, theory)
+        say("drawing the figures")
+        figures = paper.figures(config, seeds, theory)
+    run.save_figures(figures)
     _raise_if(stop)
     run.finish(
         claims=[_claim_row(c) for c in claims],
@@ -188,8 +198,10 @@ def _check(words: list[str]) -> int:
 
         with _stoppable() as stop:
             seeds = ensembles(_experiments(paper, config, options), _training(options, (1, 1), stop, name))
-            theory = paper.theories(config, seeds)
-    measured = paper.claims(config, seeds, theory)
+            with _float64():
+                theory = paper.theories(config, seeds)
+    with _float64():
+        measured = paper.claims(config, seeds, theory)
     if as_json:
         print(json.dumps([_claim_row(c) for c in measured], indent=2))
     else:
@@ -202,7 +214,7 @@ def _plot(words: list[str]) -> int:
         raise checks.BadArgument("Argument `run` must be a run folder, but is missing: icldyn plot RUN.")
     as_json = _only_json("plot", words[1:])
     run, paper, config, seeds, theory = _opened(words[0], write=True)
-    with run:
+    with run, _float64():
         figures = run.save_figures(paper.figures(config, seeds, theory))
     print(json.dumps([str(f) for f in figures]) if as_json else "\n".join(f"wrote {f}" for f in figures))
     return 0
@@ -278,10 +290,17 @@ def _sweep(words: list[str]) -> int:
     return sweep(words)
 
 
+def _submit(words: list[str]) -> int:
+    from .launch import submit
+
+    return submit(words)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "run": _run,
     "sweep": _sweep,
+    "submit": _submit,
     "check": _check,
     "plot": _plot,
     "verify": _verify,
@@ -335,8 +354,7 @@ def _parse(verb: str, words: list[str]) -> tuple[Study, str, Any, Any]:
         )
     name = words[0]
     paper = study(name)
-    scale = _given(words, "--scale") or "laptop"
-    checks.one_of("scale", scale, paper.scales)
+    scale = _scale(words, paper)
     default = paper.scales[scale]
     options = _RunOptions if verb == "run" else _CheckOptions
     both = dataclasses.make_dataclass(
@@ -352,7 +370,7 @@ def _parse(verb: str, words: list[str]) -> tuple[Study, str, Any, Any]:
         default=both(options(scale=scale), default),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    paper.check(parsed.config)
+    checks.gather(lambda: paper.check(parsed.config), lambda: _share(parsed.options))
     return paper, name, parsed.options, parsed.config
 
 
@@ -370,13 +388,26 @@ def _options_alone(verb: str, name: str, words: list[str], scale: str) -> Any:
     )
 
 
-def _given(words: list[str], flag: str) -> str | None:
-    for k, word in enumerate(words):
-        if word == flag and k + 1 < len(words):
-            return words[k + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return None
+def _readable(words: list[str]) -> None:
+    """Refuse words that would flood or confuse the terminal, and switches with a value."""
+    switches = {f.name for f in dataclasses.fields(_RunOptions) if f.default is False}
+    name = words[0]
+    for word in words[1:]:
+        flag, equals, value = word.partition("=")
+        name = flag[2:] if re.fullmatch(r"--[A-Za-z][A-Za-z0-9_-]{0,40}", flag) else name
+        if equals and flag[2:].replace("-", "_") in switches:
+            raise checks.refuse(name, "stand alone, without a value", value)
+        if name != "out" and (len(word) > LONGEST_WORD or not word.isprintable()):
+            raise checks.refuse(name, f"be printable and of at most {LONGEST_WORD} characters", word)
+
+
+def _scale(words: list[str], paper: Study) -> str:
+    """The scale to start from."""
+    given = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == "--scale"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--scale=")]
+    if len(given) > 1:
+        raise checks.BadArgument(f"Argument `scale` must be given once, but is given {len(given)} times.")
+    return checks.one_of("scale", given[0] if given else "laptop", paper.scales)
 
 
 def _only_json(verb: str, words: list[str]) -> bool:
@@ -396,22 +427,46 @@ def _flags(verb: str, words: list[str], *flags: str) -> list[bool]:
 
 def _share(options: Any) -> tuple[int, int]:
     """(i, n) of --shard i/n, and the other settings of a verb that trains, checked."""
-    checks.one_of("engine", options.engine, ("blocks", "spmd"))
-    checks.real("checkpoint-seconds", options.checkpoint_seconds, least=0)
-    if options.block is not None and checks.integer("block", options.block, 8) % 8:
-        raise checks.refuse("block", "be a multiple of 8", options.block)
-    if getattr(options, "distributed", False) and options.engine != "spmd":
-        raise checks.BadArgument(
-            "Argument `distributed` must go with --engine spmd; use --shard i/n for independent processes."
-        )
-    if getattr(options, "shard", None) is None:
-        return 1, 1
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", options.shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise checks.refuse("shard", "be i/n with 1 <= i <= n, such as 1/4", options.shard)
-    if options.engine == "spmd":
-        raise checks.BadArgument("Argument `shard` must go with --engine blocks; spmd deals its blocks itself.")
-    return int(found[1]), int(found[2])
+    from .store.files import run_path
+
+    share = 1, 1
+
+    def out() -> None:
+        if getattr(options, "out", None) is not None:
+            run_path("out", options.out)
+
+    def processes() -> None:
+        distributed = getattr(options, "distributed", False)
+        names = ("coordinator", "processes", "process-index")
+        places = {name: getattr(options, name.replace("-", "_"), None) for name in names}
+        if distributed and options.engine != "spmd":
+            raise checks.BadArgument(
+                "Argument `distributed` must go with --engine spmd; use --shard i/n for independent processes."
+            )
+        if distributed:
+            checks.coordinator(*places.values())
+        for name, value in places.items():
+            if value is not None and not distributed:
+                raise checks.refuse(name, "go with --distributed", value)
+
+    def shard() -> None:
+        nonlocal share
+        if getattr(options, "shard", None) is None:
+            return
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", options.shard)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise checks.refuse("shard", "be i/n with 1 <= i <= n, such as 1/4", options.shard)
+        if options.engine == "spmd":
+            raise checks.BadArgument("Argument `shard` must go with --engine blocks; spmd deals its blocks itself.")
+        share = int(found[1]), int(found[2])
+
+    checks.gather(
+        lambda: checks.one_of("engine", options.engine, ("blocks", "spmd")),
+        lambda: checks.real("checkpoint-seconds", options.checkpoint_seconds, least=0),
+        lambda: checks.block(options.block),
+        *(out, processes, shard),
+    )
+    return share
 
 
 def _place(options: Any) -> None:
@@ -422,10 +477,19 @@ def _place(options: Any) -> None:
         initialise(options.coordinator, options.processes, options.process_index)
 
 
-def _first_process() -> bool:
-    """Whether this process ends the run: the only one, or the first of a distributed run."""
+def _share_of_pod() -> tuple[int, int]:
+    """What this process of a distributed run is called among those that write."""
     import jax
 
+    return jax.process_index() + 1, jax.process_count()
+
+
+def _ends_the_run() -> bool:
+    """Whether this is the first process of a distributed run, once all have written what they trained."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("all is written")
     return jax.process_index() == 0
 
 
@@ -451,22 +515,16 @@ def _stoppable() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _float64() -> Any:
+    """Theory is solved and compared in float64, whatever the seeds were trained in."""
+    import jax
+
+    return jax.enable_x64(True)
+
+
 def _raise_if(stop: threading.Event) -> None:
     if stop.is_set():
         raise checks.Stopped
-
-
-def _tell_room(run: Any, experiments: Any) -> None:
-    """Warn if the disk has less room than the run may need."""
-    from .engine.programs import shapes
-
-    needed = 0
-    for e in experiments.values():
-        seed = sum(a.size * a.dtype.itemsize for a in shapes(e).values()) * e.records
-        needed += seed * len(e.seed_ids) * len(e.lrs) * len(e.scales)
-    free = shutil.disk_usage(run.path).free
-    if needed > free:
-        print(f"This run may need {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free.", file=sys.stderr)
 
 
 def _note_diverged(run: Any) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,22 +30,21 @@ def sweep(words: list[str]) -> int:
             f"Argument `study` must be one of {', '.join(study_names())}, but is missing: icldyn sweep STUDY --FIELD a b."
         )
     name, paper = words[0], study(words[0])
-    scale = checks.one_of("scale", cli._given(words, "--scale") or "laptop", paper.scales)
+    scale = cli._scale(words, paper)
     default = paper.scales[scale]
     fields = {f.name for f in dataclasses.fields(default)}
     options_words, asked = _split(words[1:], fields)
     options = cli._options_alone("sweep", name, options_words, scale)
-    values = {field: [_value(field, text, getattr(default, field)) for text in texts] for field, texts in asked.items()}
+    values = _values(asked, default)
     swept = [field for field, held in values.items() if len(held) > 1]
-    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     if not swept:
         raise checks.BadArgument("Give at least one field two values or more, such as --lr 0.01 0.02.")
-    if len(points) > MOST_POINTS:
-        raise checks.BadArgument(
-            f"Argument `{swept[-1]}` must leave at most {MOST_POINTS} runs, but makes {len(points)}."
-        )
+    count = math.prod(len(held) for held in values.values())
+    if count > MOST_POINTS:
+        raise checks.BadArgument(f"Argument `{swept[-1]}` must leave at most {MOST_POINTS} runs, but makes {count}.")
+    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     configs = [dataclasses.replace(default, **point) for point in points]
-    checks.gather(*(lambda config=config: paper.check(config) for config in configs))
+    checks.gather(*(lambda config=config: paper.check(config) for config in configs), lambda: cli._share(options))
     share = cli._share(options)
     if options.distributed:
         raise checks.BadArgument("Argument `distributed` must go with icldyn run; share out a sweep with --shard i/n.")
@@ -144,9 +144,21 @@ def _split(words: Sequence[str], fields: set[str]) -> tuple[list[str], dict[str,
     for field, texts in asked.items():
         if not texts:
             raise checks.BadArgument(f"Argument `{field}` must have at least one value, but has none.")
-        if len(set(texts)) < len(texts):
-            raise checks.BadArgument(f"Argument `{field}` must have different values, but is {' '.join(texts)}.")
     return options, asked
+
+
+def _values(asked: Mapping[str, Sequence[str]], default: Any) -> dict[str, list[Any]]:
+    """The values of each field, all that cannot be read told at once."""
+    values: dict[str, list[Any]] = {}
+
+    def read(field: str) -> None:
+        held = values[field] = [_value(field, text, getattr(default, field)) for text in asked[field]]
+        if len(set(held)) < len(held):
+            text = checks.shown(" ".join(asked[field]))[1:-1]
+            raise checks.BadArgument(f"Argument `{field}` must have different values, but is {text}.")
+
+    checks.gather(*(lambda field=field: read(field) for field in asked))
+    return values
 
 
 def _value(field: str, text: str, default: Any) -> Any:
@@ -161,7 +173,7 @@ def _value(field: str, text: str, default: Any) -> Any:
         return type(default)(text)
     except ValueError:
         kind = "an integer" if isinstance(default, int) else "a number"
-        raise checks.refuse(field, f"be {kind}", text[:80]) from None
+        raise checks.refuse(field, f"be {kind}", text) from None
 
 
 def _short(value: Any) -> str:

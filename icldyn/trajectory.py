@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 NOT_RUN = -2  # the diverged step of a seed that has not run yet
-SLAB = 2**25  # bytes that statistics read at a time
+SLAB = {"seed": 2**22, "time": 2**24}  # bytes that statistics read at a time: along "time" every slab reads every chunk
 
 
 def named_dims(
@@ -113,7 +113,7 @@ class Trajectory:
             dims.index("seed"),
             0,
         )
-        rows = max(1, SLAB // max(row, 1))
+        rows = max(1, SLAB[axis] // max(row, 1))
         for first in range(0, length, rows):
             cut = slice(first, first + rows)
             slab = np.asarray(value[(slice(None),) * where + (cut,)])
@@ -185,10 +185,10 @@ class Trajectory:
 
 
 def _quantile(value: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """Quantiles along the first axis, NaN left out."""
+    """Quantiles along the first axis, NaN left out; the value is not kept."""
     kept = ~np.isnan(value)
     if kept.all():
-        return np.quantile(value, levels, axis=0)
+        return np.quantile(value, levels, axis=0, overwrite_input=True)
     whole = kept.reshape(len(value), -1)
     if (whole == whole[:, :1]).all():  # whole seeds are missing, as ever for one learning rate
         left = value[whole[:, 0]]

@@ -16,6 +16,17 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    """Environment in which the processes of a test session share what they compiled."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
+@pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """The folder of `icldyn run STUDY --scale smoke`, made once for each study and shared by the tests that read it."""
     from icldyn.cli import main

@@ -69,7 +69,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["walk"], "Argument `verb` must be one of check, info, list, plot, run, sweep, verify, but is 'walk'."),
+        (["walk"], "Argument `verb` must be one of check, info, list, plot, run, submit, sweep, verify, but is 'walk'."),
         (["rum"], "did you mean 'run'?"),
         (["run"], "Argument `study` must be one of mainali2025, but is missing"),
         (
@@ -81,7 +81,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
         (["run", STUDY, "--lr", "-0.5"], "Argument `lr` must be positive and finite, but is -0.5."),
         (
             ["run", STUDY, "--lr", "70"],
-            "Argument `lr` must be at most 60, the time of a run, so that it takes a step, but is 70.0.",
+            "Argument `lr` must be at most 60, the shorter of `t_end` and `t_end_unaligned`, so that it takes a step",
         ),
         (["run", STUDY, "--seeds", "0"], "Argument `seeds` must be at least 2, but is 0."),
         (["run", STUDY, "--N", "0", "20"], "Argument `N[0]` must be at least 1, but is 0."),
@@ -90,7 +90,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
         (["run", STUDY, "--s", "1.0", "-0.5"], "Argument `s` must not be negative, but its smallest entry is -0.5."),
         (
             ["run", STUDY, "--start", "3"],
-            "Argument `start` must be below 0.832, where the fastest mode ends, but is 3.0.",
+            "Argument `start` must be below 0.832, where the fastest mode of `s` ends, but is 3.0.",
         ),
         (
             ["run", STUDY, "--shard", "3/2", "--out", "x"],
@@ -121,6 +121,11 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
             ["sweep", STUDY, "--N", "20", "4,8"],
             "Argument `N[0]` must be above the number of eigenvalues in `s`, 4, but is 4.",
         ),
+        (["submit", "2"], "Give the command after `--`, such as icldyn submit 8 -- run mainali2025 --out FOLDER."),
+        (["submit", "2", "--", "run", STUDY], "Argument `out` must name the folder that the jobs share, but is missing."),
+        (["submit", "2", "--", "rum"], "Argument `command` must be one of run, sweep, but is 'rum' (did you mean 'run'?)."),
+        (["submit", "0", "--", "run", STUDY, "--out", "x"], "Argument `shards` must be at least 1, but is 0."),
+        (["submit", "2", "--", "run", "--out", "x", "--shard", "1/2"], "Argument `shard` must be left to icldyn submit"),
         (["verify"], "Argument `run` must be a run folder, but is missing"),
         (["verify", "nowhere"], "Argument `run` must be a run folder, but 'nowhere' is none."),
         (["run", STUDY, "--lrs", "0.1"], "Argument `lrs` must hold at least two different learning rates"),

@@ -81,12 +81,12 @@ def train(work: Sequence[tuple[Experiment, Sink]], options: Options) -> dict[str
     checks.one_of("engine", options.engine, ENGINES)
     with ThreadPoolExecutor(1) as pool:  # a thread has its own settings of jax; those of the caller stay out
         training = pool.submit(Training, work, options).result()
-    if training.todo:
-        if options.engine == "spmd":
-            from .spmd import train_in_waves as run
-        else:
-            run = train_by_blocks
-        run(training)
+    if options.engine == "spmd":
+        from .spmd import train_in_waves
+
+        train_in_waves(training)  # with nothing to do as well: other processes may see more, and wait for this one
+    elif training.todo:
+        train_by_blocks(training)
     if options.stop.is_set() and training.unfinished:
         raise checks.Stopped
     ended = time.perf_counter()
@@ -115,8 +115,8 @@ class Training:
             layout = experiment.layout(self.seen[experiment.structure])
             self.done.append(set(sink.begin(experiment, layout, cells_of(number, experiment))))
         index, count = options.share
-        mine = blocks_of(self.experiments, options.across_values)[index - 1 :: count]
-        self.todo = [b for b in mine if any(c.number not in self.done[c.experiment] for c in b)]
+        self.blocks = blocks_of(self.experiments, options.across_values)[index - 1 :: count]
+        self.todo = [b for b in self.blocks if any(c.number not in self.done[c.experiment] for c in b)]
         self.unfinished = len(self.todo)
         self.placer = Placer(self.experiments)
         total = sum(int(self.recorded(b)[-1]) * c.size for b in self.todo for c in b)
@@ -201,7 +201,7 @@ class Training:
         """After running out of memory: run blocks of this kind in pieces of half as many lanes, or give up."""
         kind, G = self.kind(block), self.first(block).block
         width = self.width.get(kind, G)
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+        if not out_of_memory(error):
             raise error
         if width % 16:
             raise checks.BadArgument(
@@ -284,12 +284,21 @@ def _train_block(training: Training, block: Block, lanes: Lanes) -> None:
         state, step, written = new_state, step + taken, upto
         training.bar.advance(taken * size)
         now = time.monotonic()
-        if taken:
-            most = max(1, min(8 * most, int(taken * SECONDS_PER_CALL / max(now - called, 1e-6))))
+        most = steps_per_call(most, taken, now - called)
         if now - saved >= training.options.checkpoint_seconds and written < len(recorded):
             training.save(block, state, records, step, written)
             saved = time.monotonic()
     training.finish(block, state, records, time.monotonic() - began)
+
+
+def steps_per_call(most: int, taken: int, seconds: float) -> int:
+    """The most steps of the next call, after one of `taken` steps that were to be `most` took so long."""
+    return max(1, min(8 * most, int(taken * SECONDS_PER_CALL / max(seconds, 1e-6)))) if taken else most
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that a device has too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def _diverged_step(diverged: np.ndarray, records: Mapping[str, np.ndarray], recorded: np.ndarray) -> np.ndarray:
@@ -311,14 +320,17 @@ def _with_block(experiment: Experiment, sink: Sink, options: Options) -> Experim
     wanted = default_block(getattr(experiment.objective, "batch", 16))
     device = jax.local_devices()[0]
     room = memory(device)
-    planned = dataclasses.replace(experiment, block=wanted)
     if room is None:
-        return planned
-    with jax.enable_x64(experiment.x64), jax.default_device(device):
-        needed = footprint(Placer([planned]).lanes((cells_of(0, planned)[0],), device))
-    fits = fitting_block(wanted, needed, SHARE_OF_MEMORY * room / workers().count(device))
-    if fits < wanted:
-        options.say(
-            f"{wanted} seeds would need {needed / 1e9:.1f} GB, the device has {room / 1e9:.1f}: {fits} seeds in a block."
-        )
-    return dataclasses.replace(experiment, block=fits)
+        return dataclasses.replace(experiment, block=wanted)
+    budget = SHARE_OF_MEMORY * room / workers().count(device)
+    block = wanted
+    while True:
+        planned = dataclasses.replace(experiment, block=block)
+        with jax.enable_x64(experiment.x64), jax.default_device(device):
+            needed = footprint(Placer([planned]).lanes((cells_of(0, planned)[0],), device))
+        if needed <= budget or block == 8:
+            break
+        block = min(block // 2, fitting_block(block, needed, budget))
+    if block < wanted:
+        options.say(f"{wanted} seeds at a time would not fit in {room / 1e9:.1f} GB: {block} seeds in a block.")
+    return planned

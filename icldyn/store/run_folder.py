@@ -65,6 +65,7 @@ class RunFolder:
 
     def __init__(self, path: Path, record: dict[str, Any], say: Callable[[str], None] = _say):
         self.path, self.record, self.say = path, record, say
+        self._needed = 0  # bytes that layouts claim
         self._lock: Lock | None = None
         self._manifest: manifest.Writer | None = None
 
@@ -290,6 +291,13 @@ class RunFolder:
         """Name finished files in the manifest."""
         self._writer.append(saved=what, files=self._checksums(files))
 
+    def _tell_room(self, layout: Trajectory) -> None:
+        """Warn, once, if the disk has less room than the trajectories may need, uncompressed."""
+        before, free = self._needed, shutil.disk_usage(self.path).free
+        self._needed += sum(array.nbytes for array in layout.values.values())
+        if before <= free < self._needed:
+            self.say(f"This run may need {self._needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free.")
+
     @property
     def _writer(self) -> manifest.Writer:
         if self._manifest is None:
@@ -424,6 +432,7 @@ class _Cells:
                 f"Argument `run` must hold the same experiments, but {self.name} in {str(self.run.path)!r} was trained from "
                 "other code or other numbers."
             )
+        self.run._tell_room(layout)
         if not path.is_dir():
             arrays.create(path, layout, size, attrs)
         elif self.redo is not None and LAYOUT in self.redo:

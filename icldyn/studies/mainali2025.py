@@ -20,6 +20,8 @@ A mode's gap is max over t of |mean over seeds of a(t) - theory| / a(infinity), 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,47 +101,81 @@ SCALES = {
 }
 
 
+SIZES = {"seeds": (2, 10**8), "other_seeds": (8, 10**8), "reference_seeds": (2, 10**8), "batch": (1, 2**20)}
+REALS: dict[str, dict[str, float]] = {  # what float32 can hold and a solver of the exact flows can follow
+    "lr": {"above": 0},
+    "start": {"above": 1e-15},
+    "radius": {"above": 1e-6, "most": 100},
+    "spread": {"above": 1e-15, "most": 100},
+    "t_end": {"above": 1e-6, "most": 1e9},
+    "t_end_unaligned": {"above": 1e-6, "most": 1e9},
+}
+
+
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-    sizes = [
-        lambda name=name, least=least: checks.integer(name, getattr(config, name), least)
-        for name, least in (("seeds", 2), ("other_seeds", 8), ("reference_seeds", 2), ("batch", 1))
-    ]
-    reals = [
-        lambda name=name: checks.real(name, getattr(config, name), above=0)
-        for name in ("lr", "start", "radius", "spread", "t_end", "t_end_unaligned")
-    ]
-    lists = [
-        lambda name=name: [checks.real(f"{name}[{k}]", v, above=0) for k, v in enumerate(getattr(config, name))]
-        for name in ("lrs", "unbalanced")
-    ]
 
-    def context_lengths() -> None:
-        if not config.N or list(config.N) != sorted(set(config.N)):
-            raise checks.refuse("N", "hold ascending context lengths, at least one", config.N)
-        for k, N in enumerate(config.N):
-            checks.integer(f"N[{k}]", N, 1)
-        if config.N[0] <= len(config.s):
-            raise checks.refuse("N[0]", f"be above the number of eigenvalues in `s`, {len(config.s)}", config.N[0])
+    def size(name: str) -> int:
+        return checks.integer(name, getattr(config, name), *SIZES[name])
 
-    def several_rates() -> None:
-        if len(config.lrs) < 2 or len(set(config.lrs)) < len(config.lrs):
+    def number(name: str) -> float:
+        return checks.real(name, getattr(config, name), **REALS[name])
+
+    def each(name: str, kind: Any, *bounds: Any, **more: Any) -> list[Any]:
+        held = checks.entries(name, getattr(config, name))
+        return [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(held)]
+
+    def ratios() -> None:
+        if not each("unbalanced", checks.real, least=1e-6, most=1e6):
+            raise checks.refuse("unbalanced", "hold at least one ratio", config.unbalanced)
+
+    def rates() -> list[float]:
+        lrs = each("lrs", checks.real, above=0)
+        if len(set(lrs)) < max(2, len(lrs)):
             raise checks.refuse("lrs", "hold at least two different learning rates", config.lrs)
+        return lrs
+
+    def eigenvalues() -> np.ndarray:
+        s = checks.eigenvalues("s", each("s", checks.real))
+        checks.real("s[0]", s[0], most=1e6)
+        checks.real(f"s[{s.size - 1}]", s[-1], least=1e-6)
+        return s
+
+    def context_lengths() -> list[int]:
+        lengths = each("N", checks.integer, 1, 10**9)
+        if not lengths or lengths != sorted(set(lengths)):
+            raise checks.refuse("N", "hold ascending context lengths, at least one", config.N)
+        return lengths
+
+    def longer_than_wide() -> None:
+        N, D = context_lengths()[0], eigenvalues().size
+        if N <= D:
+            raise checks.refuse("N[0]", f"be above the number of eigenvalues in `s`, {D}", N)
 
     def start_below_end() -> None:
-        s = checks.eigenvalues("s", config.s)
-        checks.real("s[-1]", float(s[-1]), above=0)
-        lowest = min(N / ((N + 1) * s[0] + s.sum()) for N in config.N)
-        checks.real("start", config.start, above=0)
-        if config.start**2 >= lowest:
-            raise checks.refuse("start", f"be below {lowest**0.5:.3g}, where the fastest mode ends", config.start)
+        start, s = number("start"), eigenvalues()
+        lowest = min(N / ((N + 1) * s[0] + s.sum()) for N in context_lengths())
+        if start >= lowest**0.5:
+            raise checks.refuse("start", f"be below {lowest**0.5:.3g}, where the fastest mode of `s` ends", start)
 
-    checks.gather(*sizes, *reals, *lists, several_rates, lambda: checks.eigenvalues("s", config.s), context_lengths)
-    start_below_end()
-    shortest = min(config.t_end, config.t_end_unaligned)
-    for name, rate in (("lr", config.lr), *((f"lrs[{k}]", rate) for k, rate in enumerate(config.lrs))):
-        if rate > shortest:
-            raise checks.refuse(name, f"be at most {shortest:g}, the time of a run, so that it takes a step", rate)
+    def steps(name: str, lrs: Callable[[], list[float]]) -> None:
+        shortest, longest = sorted((number("t_end"), number("t_end_unaligned")))
+        for k, rate in enumerate(lrs()):
+            entry = name if name == "lr" else f"{name}[{k}]"
+            if rate > shortest:
+                must = f"be at most {shortest:g}, the shorter of `t_end` and `t_end_unaligned`, so that it takes a step"
+                raise checks.refuse(entry, must, rate)
+            if longest / rate >= 2**31 - 2:
+                must = f"be at least {longest / 2**31:.2g}, so that `t_end` and `t_end_unaligned` are below 2**31 steps"
+                raise checks.refuse(entry, must, rate)
+
+    checks.gather(
+        *(functools.partial(size, name) for name in SIZES),
+        *(functools.partial(number, name) for name in REALS),
+        *(ratios, rates, eigenvalues, context_lengths, longer_than_wide, start_below_end),
+        lambda: steps("lr", lambda: [number("lr")]),
+        lambda: steps("lrs", rates),
+    )
 
 
 def experiments(config: Config) -> dict[str, Any]:

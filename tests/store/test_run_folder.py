@@ -72,7 +72,7 @@ def test_a_folder_holds_the_bits_of_the_ensemble_with_named_dimensions(whole):
 
 def test_statistics_of_stored_values_read_a_piece_at_a_time_and_agree(whole, monkeypatch):
     lazy, held = ic.RunFolder.open(whole).load("seeds"), in_memory()
-    monkeypatch.setattr("icldyn.trajectory.SLAB", 2000)  # a few seeds or times in a piece
+    monkeypatch.setattr("icldyn.trajectory.SLAB", {"seed": 2000, "time": 2000})  # a few seeds or times in a piece
     for name in held:
         np.testing.assert_allclose(lazy[name].mean("strength"), held[name].mean("strength"), rtol=1e-12)
         np.testing.assert_allclose(
