@@ -14,14 +14,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from . import __version__, checks
 from .study import Claim, Study, study, study_names
 
-LONGEST_WORD = 1000  # on the command line
+LONGEST_WORD = 2000  # on the command line: room for a hundred numbers
+LONGEST_PART = 255  # bytes of a file's name
 
 HELP = f"""usage: icldyn VERB ...
 
@@ -123,14 +124,19 @@ def _run(words: list[str]) -> int:
                 f"shard {share[0]}/{share[1]} is done; {left} blocks of others are not: --resume, when they are, ends the run"
             )
             return 0
-        claims = _finish(paper, config, run, stop, say)
-        result = run.result or {}
+        with run.ending() as other:
+            if other:
+                say(f"all blocks are done; another process ends the run: {other}")
+                return 0
+            if not run.complete:
+                _finish(paper, config, run, stop, say)
+            result = run.result or {}
     figures = sorted((run.path / "figures").glob("*.png"))
     if options.json:
         told = {"run": str(run.path), "figures": [str(f) for f in figures], "claims": result["claims"]}
         print(json.dumps(told, indent=2))
     else:
-        _print_claims(claims)
+        _print_claims([_claim(row) for row in result["claims"]])
         print(f"{result['wall_seconds']} s, peak memory {result['peak_memory_gb']} GB")
         print("\n".join(f"wrote {path}" for path in (run.path / "result.json", run.path / "data.zarr", *figures)))
     return 0
@@ -397,7 +403,11 @@ def _readable(words: list[str]) -> None:
         name = flag[2:] if re.fullmatch(r"--[A-Za-z][A-Za-z0-9_-]{0,40}", flag) else name
         if equals and flag[2:].replace("-", "_") in switches:
             raise checks.refuse(name, "stand alone, without a value", value)
-        if name != "out" and (len(word) > LONGEST_WORD or not word.isprintable()):
+        is_path = name in ("out", words[0])
+        parts = (value if equals else word).encode(errors="replace").split(b"/") if is_path else []
+        if any(len(part) > LONGEST_PART for part in parts):
+            raise checks.refuse(name, f"have at most {LONGEST_PART} bytes between slashes", word)
+        if len(word) > LONGEST_WORD or name != "out" and not word.isprintable():  # `out` has a sentence of its own
             raise checks.refuse(name, f"be printable and of at most {LONGEST_WORD} characters", word)
 
 
@@ -502,7 +512,8 @@ def _stoppable() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print(f"{signal.Signals(number).name}: keeping what is done, then stopping.", file=sys.stderr)
+        with suppress(RuntimeError):  # where it came in the middle of other words to stderr
+            print(f"{signal.Signals(number).name}: keeping what is done, then stopping.", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -583,6 +594,11 @@ def _claim_row(claim: Claim) -> dict[str, Any]:
         "holds": claim.holds,
         "gap": bool(claim.gap),
     }
+
+
+def _claim(row: dict[str, Any]) -> Claim:
+    limits = {k: row[k] for k in ("low", "high") if k in row}
+    return Claim(row["claim"], row["measured"], **limits, gap=row["gap"])
 
 
 def _print_claims(claims: list[Claim]) -> None:

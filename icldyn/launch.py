@@ -42,18 +42,21 @@ class Settings:
     """Print for machines."""
 
 
+ICLDYN = [sys.executable, "-m", "icldyn"]
+
+
 class Shard:
     """What a job runs: one share of a command, as a process of its own."""
 
-    def __call__(self, words: list[str], shard: str) -> int:
+    def __call__(self, command: list[str]) -> int:
         """Run it; returns the exit code."""
-        return subprocess.run([sys.executable, "-m", "icldyn", *words, "--shard", shard, "--resume"]).returncode
+        return subprocess.run(command).returncode
 
-    def checkpoint(self, words: list[str], shard: str) -> Any:
+    def checkpoint(self, command: list[str]) -> Any:
         """Asked by submitit when the job is preempted or out of time: the same again."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, words, shard)
+        return submitit.helpers.DelayedSubmission(self, command)
 
 
 def submit(words: list[str]) -> int:
@@ -94,7 +97,7 @@ def submit(words: list[str]) -> int:
         **({"slurm_partition": settings.partition} if settings.partition else {}),
     )
     shards = [f"{k}/{settings.shards}" for k in range(1, settings.shards + 1)]
-    jobs = executor.map_array(Shard(), [command] * settings.shards, shards)
+    jobs = executor.map_array(Shard(), [[*ICLDYN, *command, "--shard", shard, "--resume"] for shard in shards])
     ids = [job.job_id for job in jobs]
     codes = [job.result() for job in jobs] if settings.wait else []
     if settings.json:

@@ -1,4 +1,4 @@
-"""The recipes of RUNNING.md, run for real at a small size."""
+"""The recipes of RUNNING.md, run for real, on the study of `tests/small`."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from icldyn.store.verify import verify
 
 TEXT = (Path(__file__).parents[1] / "RUNNING.md").read_text()
 RECIPES = {re.search(r"recipe: (.*)", block)[1]: block for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S)}
-SMALL = "--scale smoke --seeds 16 --other-seeds 8 --reference-seeds 2 --t-end 2 --t-end-unaligned 1 --batch 8 --N 20".split()
+SMALL = Path(__file__).with_name("small")
 
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory, compile_cache):
     """What the recipes find: `icldyn`, and programs that were compiled before."""
     folder = tmp_path_factory.mktemp("bin")
-    (folder / "icldyn").write_text(f'#!/bin/sh\nexec {sys.executable} -m icldyn "$@"\n')
+    (folder / "icldyn").write_text(f'#!/bin/sh\nexec {sys.executable} {SMALL} "$@"\n')
     (folder / "icldyn").chmod(0o755)
     return os.environ | compile_cache | {"PATH": f"{folder}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"}
 
@@ -29,7 +29,7 @@ def there(tmp_path_factory, compile_cache):
 def alone(tmp_path_factory, there):
     """The run of a single process."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    subprocess.run(["icldyn", "run", "mainali2025", *SMALL, "--out", out, "--quiet"], env=there, check=True)
+    subprocess.run(["icldyn", "run", "small2026", "--out", out, "--quiet"], env=there, check=True)
     return out
 
 
@@ -38,8 +38,8 @@ def content(run):
 
 
 def started(recipe, folder, there, with_words="", **variables):
-    """The recipe as written, at a small size."""
-    text = RECIPES[recipe].replace("icldyn run mainali2025", f"icldyn run mainali2025 {' '.join(SMALL)} {with_words}")
+    """The recipe as written, of another study."""
+    text = RECIPES[recipe].replace("icldyn run mainali2025", f"icldyn run small2026 {with_words}")
     environment = there | variables
     return subprocess.Popen(["bash", "-c", text], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -74,7 +74,8 @@ def test_submitit_runs_shards_as_jobs(alone, there, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     for name, value in there.items():
         monkeypatch.setenv(name, value)
-    words = ["submit", "2", "--executor", "local", "--wait", "--json", "--", "run", "mainali2025", *SMALL]
+    monkeypatch.setattr("icldyn.launch.ICLDYN", ["icldyn"])  # that of `there`
+    words = ["submit", "2", "--executor", "local", "--wait", "--json", "--", "run", "small2026"]
     assert main([*words, "--out", "runs/shared"]) == 0
     assert '"exit_codes": [0, 0]' in capsys.readouterr().out
     assert content(tmp_path / "runs/shared") == content(alone)

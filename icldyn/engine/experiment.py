@@ -19,6 +19,10 @@ from .descend import Measures, OptimiserFactory, optimiser_factory
 from .placing import placed, traceable
 from .schedule import record_steps
 
+MOST_SEEDS = 10**8
+LARGEST = 1e30  # of a learning rate or scale, in float32
+VALUE = re.compile(r"(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9_.=,-]{0,99}")  # the name of a measure
+COORDINATES = ("lr", "init_scale", "seed", "time", "t", "step", "diverged_step")
 ADDRESS = r" at 0x[0-9a-f]+"  # in the text of a function: another one in every process
 
 
@@ -67,15 +71,21 @@ class Experiment:
     block: int | None = None
 
     def __post_init__(self):
-        if checks.integer("records", self.records, 2) and (self.steps is None) == (self.t_end is None):
-            raise checks.BadArgument("Give either argument `steps` or argument `t_end`, not both.")
-        checks.one_of("spacing", self.spacing, ("linear", "log"))
-        checks.one_of("dtype", self.dtype, ("float32", "float64"))
-        if self.t_end is not None:
-            checks.real("t_end", self.t_end, above=0)
-        if self.block is not None and checks.integer("block", self.block, 8) % 8:
-            raise checks.refuse("block", "be a multiple of 8", self.block)
-        _ = self.seed_ids, self.scales, self.num_steps, self.factory  # refuse what they refuse
+        checks.gather(
+            lambda: _check_callable("objective", "have a `loss(params, key)`", self.objective, "loss"),
+            lambda: _check_callable("init", "be a function (key, scale) -> params", self.init),
+            lambda: self.seed_ids,
+            lambda: self.lrs,
+            lambda: self.scales,
+            lambda: self.num_steps,
+            lambda: _check_measures(self.measures),
+            lambda: _check_dims(self.dims),
+            lambda: self.factory,
+            lambda: checks.integer("records", self.records, 2, 2**20),
+            lambda: checks.one_of("spacing", self.spacing, ("linear", "log")),
+            lambda: checks.one_of("dtype", self.dtype, ("float32", "float64")),
+            lambda: checks.block(self.block),
+        )
 
     @functools.cached_property
     def seed_ids(self) -> np.ndarray:
@@ -85,20 +95,31 @@ class Experiment:
     @functools.cached_property
     def lrs(self) -> list[float]:
         """Learning rates, at least one."""
-        return [checks.real("lr", v, above=0) for v in _listed("lr", self.lr)]
+        lrs = [checks.real("lr", v, above=0) for v in _listed("lr", self.lr)]
+        for lr in lrs:
+            if not 1 / LARGEST <= lr <= LARGEST:
+                raise checks.refuse("lr", f"be a float32 number, between {1 / LARGEST:g} and {LARGEST:g}", lr)
+        return lrs
 
     @functools.cached_property
     def scales(self) -> list[float]:
         """Scales of the initial weights, at least one."""
-        return [checks.real("init_scale", v, least=0) for v in _listed("init_scale", self.init_scale)]
+        return [checks.real("init_scale", v, least=0, most=LARGEST) for v in _listed("init_scale", self.init_scale)]
 
     @functools.cached_property
     def num_steps(self) -> list[int]:
         """Optimiser steps, for each learning rate."""
-        wanted = [self.steps if self.t_end is None else round(self.t_end / v) for v in self.lrs]
-        for steps in wanted:
-            if checks.integer("steps", steps, 1) >= 2**31 - 1:
-                raise checks.refuse("steps", "be below 2**31 - 1", steps)
+        if (self.steps is None) == (self.t_end is None):
+            raise checks.BadArgument("Give either argument `steps` or argument `t_end`, not both.")
+        if self.t_end is None:
+            if checks.integer("steps", self.steps, 1) >= 2**31 - 1:
+                raise checks.refuse("steps", "be below 2**31 - 1", self.steps)
+            return [int(self.steps) for _ in self.lrs]
+        t_end, wanted = checks.real("t_end", self.t_end, above=0), []
+        for lr in self.lrs:
+            if not 0.5 < t_end / lr < 2**31 - 2:
+                raise checks.refuse("t_end", f"be 1 to 2**31 - 2 steps of `lr`, {lr:g}", t_end)
+            wanted.append(round(t_end / lr))
         return wanted
 
     @functools.cached_property
@@ -172,18 +193,41 @@ class Experiment:
         return tuple(k for k, asked in zip(point, (self.lr, self.init_scale), strict=True) if _swept(asked))
 
 
+def _check_callable(name: str, must: str, value: Any, method: str = "__call__") -> None:
+    if not callable(getattr(value, method, None)):
+        raise checks.refuse(name, must, value)
+
+
+def _check_measures(measures: Any) -> None:
+    for name, measure in _mapping("measures", measures).items():
+        if not isinstance(name, str) or not VALUE.fullmatch(name) or name in COORDINATES:
+            must = f"be named by letters, digits, '_', '.', '=', ',' and '-', and none of {', '.join(COORDINATES)}"
+            raise checks.refuse("measures", must, name)
+        _check_callable(f"measures[{name!r}]", "be a function of the params", measure)
+
+
+def _check_dims(dims: Any) -> None:
+    for name, axes in _mapping("dims", dims).items():
+        if not isinstance(axes, tuple | list) or not all(isinstance(a, str) and a not in COORDINATES for a in axes):
+            must = f"hold names of axes for every measure, and none of {', '.join(COORDINATES)}"
+            raise checks.refuse("dims", must, {name: axes})
+
+
+def _mapping(name: str, given: Any) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise checks.refuse(name, "be a mapping from names", given)
+    return given or {}
+
+
 def seed_numbers(seeds: int | Sequence[int]) -> np.ndarray:
     """(S,) seed numbers, of a count or a sequence."""
-    if np.ndim(seeds) == 0:
-        if checks.integer("seeds", seeds, 1) > 2**32:
-            raise checks.refuse("seeds", "be at most 2**32", seeds)
-        return np.arange(seeds, dtype=np.int64)
-    ids = np.asarray([checks.integer("seeds", s, 0) for s in seeds])  # type: ignore[union-attr]
-    if ids.size == 0:
+    several = np.ndim(seeds) > 0 if isinstance(seeds, np.ndarray) else isinstance(seeds, Sequence)
+    if not several or isinstance(seeds, str | bytes):
+        return np.arange(checks.integer("seeds", seeds, 1, MOST_SEEDS), dtype=np.int64)
+    ids = [checks.integer("seeds", s, 0, 2**32 - 1) for s in seeds]
+    if not ids:
         raise checks.BadArgument("Argument `seeds` must name at least one seed, but is empty.")
-    if ids.max() >= 2**32:
-        raise checks.refuse("seeds", "be below 2**32", int(ids.max()))
-    return ids
+    return np.asarray(ids)
 
 
 def _digest(tree: Any, more: bytes) -> str:

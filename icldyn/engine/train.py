@@ -5,6 +5,7 @@ and a checkpoint is kept. Where time is cut changes no bit.
 """
 
 import dataclasses
+import functools
 import queue
 import sys
 import threading
@@ -79,8 +80,13 @@ def train(work: Sequence[tuple[Experiment, Sink]], options: Options) -> dict[str
     """
     began = time.perf_counter()
     checks.one_of("engine", options.engine, ENGINES)
+    make = functools.partial(Training, work, options)
+    if options.engine == "spmd":
+        from .joining import together
+
+        make = functools.partial(together, make)
     with ThreadPoolExecutor(1) as pool:  # a thread has its own settings of jax; those of the caller stay out
-        training = pool.submit(Training, work, options).result()
+        training = pool.submit(make).result()
     if options.engine == "spmd":
         from .spmd import train_in_waves
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import checks
 from ..trajectory import Trajectory
+from .files import unfinished_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +33,7 @@ def create(path: Path, layout: Trajectory, seeds_in_chunk: int, attrs: Mapping[s
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = unfinished_name(path)
     coords = sorted(set(layout.coords) - set(sum((layout.dims[n] for n in layout.values), ())))
     group = zarr.open_group(
         unfinished, mode="w", zarr_format=3, attributes={**layout.attrs, **attrs, "coordinates": " ".join(coords)}
@@ -66,8 +66,7 @@ def create(path: Path, layout: Trajectory, seeds_in_chunk: int, attrs: Mapping[s
 
 def restore(path: Path, layout: Trajectory, seeds_in_chunk: int, attrs: Mapping[str, Any]) -> None:
     """Write metadata and coordinates of a group again; its cells stay."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.fresh")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = unfinished_name(path)
     create(fresh, layout, seeds_in_chunk, attrs)
     for file in files_of_layout(fresh, layout):
         (path / file.relative_to(fresh)).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def save(path: Path, trajectory: Trajectory) -> None:
 
     data = trajectory.to_xarray()
     encoding = {v: {"compressors": [ZstdCodec(level=1), Crc32cCodec()]} for v in (*data.data_vars, *data.coords)}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = unfinished_name(path)
     data.to_zarr(unfinished, mode="w", encoding=encoding, zarr_format=3, consolidated=False)
     _move(unfinished, path)
 

@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import re
-import threading
+import shutil
+import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from .. import checks
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,-]{0,99}")
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|.+\.[0-9a-f]{32}\.partial")  # ours, and those of zarr
 
 
 def run_path(name: str, value: str | Path) -> Path:
@@ -33,7 +35,7 @@ def write_atomically(path: Path, content: bytes, exclusive: bool = False) -> Non
     Raises:
         FileExistsError: with `exclusive`, if the file is there already.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    unfinished = unfinished_name(path)
     try:
         with unfinished.open("wb") as file:
             file.write(content)
@@ -46,6 +48,21 @@ def write_atomically(path: Path, content: bytes, exclusive: bool = False) -> Non
     finally:
         unfinished.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def unfinished_name(path: Path) -> Path:
+    """A name to write under before the rename, which no other process on any host uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def tidy(folder: Path) -> None:
+    """Take away what killed processes left half written; for when no one else writes."""
+    for here, folders, files in os.walk(folder):
+        for name in filter(UNFINISHED.fullmatch, files):
+            Path(here, name).unlink(missing_ok=True)
+        for name in filter(UNFINISHED.fullmatch, list(folders)):
+            folders.remove(name)
+            shutil.rmtree(Path(here, name), ignore_errors=True)
 
 
 def sync(path: Path) -> None:

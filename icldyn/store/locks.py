@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class Lock:
         self.lock = _acquired(self.path)
         if self.lock is None:
             raise checks.BadArgument(f"Argument `run` must be a run that no one is writing, but {_holder(self.path)}.")
-        for other in sorted(folder.glob("*.lock")):
+        for other in sorted(folder.glob("*-of-*.lock")):
             if not other.stem.endswith(f"-of-{share[1]}"):
                 held = _acquired(other)
                 if held is None:
@@ -36,11 +38,30 @@ class Lock:
                         f"but is {share[0]}/{share[1]}: {_holder(other)}."
                     )
                 held.release()
-        self.path.with_suffix(".json").write_text(json.dumps(_here()))
+        try:
+            self.path.with_suffix(".json").write_text(json.dumps(_here()))
+        except OSError:
+            self.lock.release()
+            raise
 
     def release(self) -> None:
         """Let others write."""
         self.lock.release()
+
+
+@contextmanager
+def ending(run: Path) -> Iterator[str]:
+    """One process at a time ends a run: "" for this one, else who does; free again when that one dies, however it dies."""
+    path = run / FOLDER / "finish.lock"
+    lock = _acquired(path)
+    if lock is None:
+        yield _holder(path)
+        return
+    try:
+        path.with_suffix(".json").write_text(json.dumps(_here()))
+        yield ""
+    finally:
+        lock.release()
 
 
 def _name(share: tuple[int, int]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -37,8 +38,8 @@ from .. import __version__, checks
 from ..trajectory import Trajectory
 from . import arrays, manifest
 from .checkpoints import Checkpoints
-from .files import NAME, run_path, sha256, sync, write_atomically
-from .locks import Lock
+from .files import NAME, UNFINISHED, run_path, sha256, sync, tidy, write_atomically
+from .locks import Lock, ending
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,8 +196,8 @@ class RunFolder:
         except OSError as error:
             self.close()
             raise _cannot_write(self.path, error) from None
-        for left in self.path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        if share == (1, 1):  # no one else writes
+            tidy(self.path)
         return self
 
     def close(self) -> None:
@@ -235,7 +236,12 @@ class RunFolder:
 
         with self.keeper() as keeper:
             work = list(zip(experiments.values(), self.sinks(experiments, keeper, redo), strict=True))
-            return train(work, dataclasses.replace(options or Options(), keeper=keeper))
+            told = train(work, dataclasses.replace(options or Options(), keeper=keeper))
+        kept = [p for p in (self.path / "checkpoints").glob("*.ckpt") if p.stem.rpartition("-")[0] in experiments]
+        if kept and not self.missing(experiments):  # of processes that died just after they had written a block
+            for path in kept:
+                path.unlink(missing_ok=True)
+        return told
 
     def sinks(
         self,
@@ -273,19 +279,39 @@ class RunFolder:
         _ = self._writer  # or refuse
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
-        written = [folder / f"{_known_name(name)}.png" for name in figures]
-        for path, figure in zip(written, figures.values(), strict=True):
-            figure.savefig(path)
+        drawn = {}
+        for name, figure in figures.items():
+            image = io.BytesIO()
+            figure.savefig(image, format="png")
             plt.close(figure)
-        self.add_files("figures", written)
-        return written
+            drawn[folder / f"{_known_name(name)}.png"] = image.getvalue()
+        self._replace("figures", drawn)
+        return list(drawn)
+
+    def ending(self) -> Any:
+        """`with run.ending() as other`: "" if this process is to end the run, else who is ending it; see `complete`."""
+        return ending(self.path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a process ended the run, and all that was ever saved is there."""
+        names = {str(name) for name, _ in self._entries("saved")}
+        return "result" in names and names <= self.saved() and self.result is not None
 
     def finish(self, **facts: Any) -> None:
         """Mark the run complete, with what came out of it."""
         self._writer.append(finishing=True)  # so that the last line, and with it the wall time, is now
+        tidy(self.path)  # all is done: no one else writes
         facts = {"wall_seconds": round(manifest.seconds(self.path), 1), **facts}
-        write_atomically(self.path / "result.json", _json(facts))
-        self.add_files("result", [self.path / "result.json"])
+        self._replace("result", {self.path / "result.json": _json(facts)})
+
+    def _replace(self, what: str, contents: Mapping[Path, bytes]) -> None:
+        """Write whole files; at every instant the manifest knows what is there, be it the old or the new."""
+        digests = {str(f.relative_to(self.path)): hashlib.sha256(data).hexdigest() for f, data in contents.items()}
+        self._writer.append(replacing=digests)
+        for file, data in contents.items():
+            write_atomically(file, data)
+        self._writer.append(saved=what, files=digests)
 
     def add_files(self, what: str, files: Sequence[Path]) -> None:
         """Name finished files in the manifest."""
@@ -563,7 +589,8 @@ def _commit() -> str | None:
         )
         if head.returncode or tracked.returncode:
             return None
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=5)
+        package = ["git", "status", "--porcelain", "--", ".."]  # a run folder in the checkout is no change of the code
+        changes = subprocess.run(package, cwd=here, capture_output=True, text=True, timeout=5)
         return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -593,7 +620,7 @@ def _known_name(name: str) -> str:
 
 
 def _unfinished(path: Path) -> bool:
-    return path.name.startswith(".run.json.") and path.name.endswith(".tmp")
+    return path.name.startswith(".run.json.") and UNFINISHED.fullmatch(path.name) is not None
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

@@ -34,6 +34,7 @@ def verify(path: str | Path) -> list[Damage]:
     if _read_json(path / "run.json") is None:
         found.append(Damage("run.json", "is damaged or missing", belongs="run"))
     claims: dict[str, tuple[str, dict[str, Any]]] = {}
+    coming: set[tuple[str, str]] = set()  # files that were about to be replaced, and by what
     counts: dict[str, int] = {}
     for line in manifest.lines(path):
         name = f"{manifest.FOLDER}/{line.file}"
@@ -44,6 +45,7 @@ def verify(path: str | Path) -> list[Damage]:
             continue
         if str(line.entry.get("saved")).startswith("layout/"):
             counts[line.entry["saved"].removeprefix("layout/")] = int(line.entry["cells"])
+        coming |= {(str(file), str(digest)) for file, digest in line.entry.get("replacing", {}).items()}
         for file, digest in line.entry.get("files", {}).items():
             claims[file] = (digest, line.entry)  # a later line holds
     done: set[tuple[str, int]] = set()
@@ -51,13 +53,13 @@ def verify(path: str | Path) -> list[Damage]:
         cell = (str(entry["cell"][0]), int(entry["cell"][1])) if "cell" in entry else None
         done |= {cell} if cell else set()
         what = _wrong(path, file, digest)
-        if what:
+        if what and not _is_one_of(path, file, coming):
             found.append(Damage(file, what, cell, "" if cell else str(entry.get("saved"))))
     if (path / "result.json").exists() or any(entry.get("saved") == "result" for _, entry in claims.values()):
         for name, count in counts.items():
             lost = [k for k in range(count) if (name, k) not in done]
             found += [Damage(manifest.FOLDER, "no undamaged line names it", (name, k)) for k in lost]
-        if "result.json" not in claims:
+        if "result.json" not in claims and not _is_one_of(path, "result.json", coming):
             found.append(Damage("result.json", "no undamaged line names it", belongs="result"))
     for checkpoint in sorted((path / "checkpoints").glob("*.ckpt")):
         try:
@@ -76,6 +78,11 @@ def _wrong(path: Path, file: str, digest: Any) -> str | None:
         return None if sha256(path / file) == digest else "differs from what was written"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _is_one_of(path: Path, file: str, coming: set[tuple[str, str]]) -> bool:
+    """Whether a file is what a process, killed since, was about to put there."""
+    return any(name == file and _wrong(path, file, digest) is None for name, digest in coming)
 
 
 def restore_record(path: str | Path) -> bool:

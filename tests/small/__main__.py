@@ -1,0 +1,12 @@
+"""`python tests/small run small2026 ...`: the command line, with the study of this folder beside the others."""
+
+import sys
+from pathlib import Path
+
+import icldyn.studies
+
+icldyn.studies.__path__.append(str(Path(__file__).with_name("studies")))
+
+from icldyn.cli import main  # noqa: E402
+
+sys.exit(main())
