@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except checks.BadArgument as error:
         print(error, file=sys.stderr)
         return 2
-    except checks.Stopped:
-        print("Stopped; all that was done is kept: go on with the same command and --resume.", file=sys.stderr)
+    except checks.Stopped as error:
+        print(f"{error or 'Stopped.'} All that was done is kept: go on with the same command and --resume.", file=sys.stderr)
         return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import sync, write_atomically
+
 FOLDER = "manifest"
 LONGEST_LINE = 2**22
 
@@ -43,10 +45,13 @@ class Writer:
             except FileExistsError:  # another process was faster
                 number += 1
         self.began, self.lock = time.monotonic(), threading.Lock()
-        self.append(session=dict(session))
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        try:
+            self.append(session=dict(session))
+            sync(folder)
+        except OSError:  # no session without its first line
+            self.file.close()
+            (folder / f"{number:06d}.jsonl").unlink(missing_ok=True)
+            raise
 
     def append(self, **entry: Any) -> None:
         """Add an entry; "at" is in seconds since the session began, by a clock that never jumps."""
@@ -97,8 +102,6 @@ def seconds(run: Path) -> float:
 
 def drop_damaged(run: Path) -> None:
     """Rewrite the files that hold damaged lines without these."""
-    from .files import write_atomically
-
     found = list(lines(run))
     for name in {line.file for line in found if line.entry is None}:
         kept = [_encoded(line.entry) for line in found if line.file == name and line.entry is not None]

@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -348,7 +349,8 @@ class RunFolder:
 
         for file in self._groups(kind):
             if not file.exists():
-                zarr.open_group(file.parent, mode="a", zarr_format=3)
+                with suppress(zarr.errors.ContainsGroupError):  # another process was faster
+                    zarr.open_group(file.parent, mode="a", zarr_format=3)
         return self.path / "data.zarr" / kind
 
     # ------------------------------------------------------------------ to read
