@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except checks.Stopped as error:
-        print(f"{error or 'Stopped.'} All that was done is kept: go on with the same command and --resume.", file=sys.stderr)
+        print(
+            f"{error or 'Stopped.'} All that was done is kept: go on with the same command and --resume.",
+            file=sys.stderr,
+        )
         return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -69,7 +69,10 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["walk"], "Argument `verb` must be one of check, info, list, plot, run, submit, sweep, verify, but is 'walk'."),
+        (
+            ["walk"],
+            "Argument `verb` must be one of check, info, list, plot, run, submit, sweep, verify, but is 'walk'.",
+        ),
         (["rum"], "did you mean 'run'?"),
         (["run"], "Argument `study` must be one of mainali2025, but is missing"),
         (
@@ -122,10 +125,19 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
             "Argument `N[0]` must be above the number of eigenvalues in `s`, 4, but is 4.",
         ),
         (["submit", "2"], "Give the command after `--`, such as icldyn submit 8 -- run mainali2025 --out FOLDER."),
-        (["submit", "2", "--", "run", STUDY], "Argument `out` must name the folder that the jobs share, but is missing."),
-        (["submit", "2", "--", "rum"], "Argument `command` must be one of run, sweep, but is 'rum' (did you mean 'run'?)."),
+        (
+            ["submit", "2", "--", "run", STUDY],
+            "Argument `out` must name the folder that the jobs share, but is missing.",
+        ),
+        (
+            ["submit", "2", "--", "rum"],
+            "Argument `command` must be one of run, sweep, but is 'rum' (did you mean 'run'?).",
+        ),
         (["submit", "0", "--", "run", STUDY, "--out", "x"], "Argument `shards` must be at least 1, but is 0."),
-        (["submit", "2", "--", "run", "--out", "x", "--shard", "1/2"], "Argument `shard` must be left to icldyn submit"),
+        (
+            ["submit", "2", "--", "run", "--out", "x", "--shard", "1/2"],
+            "Argument `shard` must be left to icldyn submit",
+        ),
         (["verify"], "Argument `run` must be a run folder, but is missing"),
         (["verify", "nowhere"], "Argument `run` must be a run folder, but 'nowhere' is none."),
         (["run", STUDY, "--lrs", "0.1"], "Argument `lrs` must hold at least two different learning rates"),
