@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except checks.Stopped as error:
         print(
-            f"{error or 'Stopped.'} All that was done is kept: go on with the same command and --resume.",
+            f"{str(error) or 'Stopped.'} All that was done is kept: go on with the same command and --resume.",
             file=sys.stderr,
         )
         return 75
@@ -168,9 +168,11 @@ def _training(options: Any, share: tuple[int, int], stop: threading.Event, title
 
 
 def _finish(
-    paper: Study, config: Any, run: Any, stop: threading.Event, say: Callable[[str], None], again: Sequence[str] = ()
-) -> list[Claim]:
+    paper: Study, config: Any, run: Any, stop: _Stop, say: Callable[[str], None], again: Sequence[str] = ()
+) -> None:
     """Theory, claims and figures of a run whose seeds are all there; what is there already is kept, but for `again`."""
+    stop.at_once = True
+    _raise_if(stop)
     seeds, there = run.load("seeds"), run.saved()
     say("solving the exact equations")
     with _float64():
@@ -192,7 +194,6 @@ def _finish(
         seeds={name: {"seeds": t.finite().size, "diverged": t.diverged} for name, t in seeds.items()},
         diverged_by_record={n: t.diverged_by_record().tolist() for n, t in seeds.items() if t.diverged},
     )
-    return claims
 
 
 def _check(words: list[str]) -> int:
@@ -506,10 +507,16 @@ def _ends_the_run() -> bool:
     return jax.process_index() == 0
 
 
+class _Stop(threading.Event):
+    """Set by a signal. Training hears it at its next call; `at_once`, it ends what the main thread does, as a kill may do."""
+
+    at_once = False
+
+
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets: training stops at its next call. The second stops at once."""
-    stop = threading.Event()
+def _stoppable() -> Iterator[_Stop]:
+    """An event that the first SIGTERM or SIGINT sets. The second stops at once."""
+    stop = _Stop()
 
     def on_signal(number: int, _: Any) -> None:
         if stop.is_set():
@@ -517,6 +524,8 @@ def _stoppable() -> Iterator[threading.Event]:
         stop.set()
         with suppress(RuntimeError):  # where it came in the middle of other words to stderr
             print(f"{signal.Signals(number).name}: keeping what is done, then stopping.", file=sys.stderr)
+        if stop.at_once:
+            raise checks.Stopped
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -865,7 +865,6 @@ def test_a_hostile_name_in_a_run_is_refused_in_one_sentence_or_stays_in_its_own_
     assert run.load("theory").keys() >= {"first"}
 
 
-@pytest.mark.xfail(strict=True, reason="icldyn/store takes these too far: TypeError, OSError, or a folder left behind")
 @pytest.mark.parametrize(
     ("how", "value"),
     [

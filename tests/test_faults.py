@@ -195,6 +195,24 @@ def test_a_second_process_is_told_who_holds_the_run_and_sigterm_stops_the_first_
     assert main(words) == 0 and same(path, whole(LONG))
 
 
+@pytest.mark.parametrize("stage", ["experiments", "theories", "claims", "figures"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_of_training_stops_at_once(whole, tmp_path, monkeypatch, capsys, stage, number):
+    path, paper = tmp_path / "run", study("small2026")
+    words = [*SHORT, "--out", str(path), "--resume"]
+
+    def interrupted(*args):
+        signal.raise_signal(number)
+        assert stage == "experiments", "it went on"
+        return getattr(paper, stage)(*args)
+
+    monkeypatch.setattr("icldyn.studies.small2026.STUDY", dataclasses.replace(paper, **{stage: interrupted}))
+    assert main(words) == 75 and "Stopped. All that was done is kept" in capsys.readouterr().err
+    assert verify(path) == [] and ends(path) == 0
+    monkeypatch.undo()
+    assert main(words) == 0 and same(path, whole(SHORT))
+
+
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_killed_between_a_file_and_its_line_in_the_manifest_a_run_is_sound(whole, tmp_path, monkeypatch, calls):
     """Both figures and the result; and all of them a second time, in place of the first."""
@@ -275,7 +293,7 @@ def test_eight_that_make_the_same_folder_at_once_all_get_it(whole, tmp_path):
                 run.train(experiments, Options(share=(k, 8), stop=stop))
             return run.missing(experiments)
 
-    for repeat in range(5):
+    for repeat in range(3):
         path = tmp_path / f"run{repeat}"
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(one, range(1, 9), [path] * 8)) == [CELLS] * 8

@@ -20,7 +20,12 @@ UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|.+\.[0-9a-f]{32}\.partial")  #
 
 def run_path(name: str, value: str | Path) -> Path:
     """A path for a run: printable, without "..", its last part letters, digits, "_", ".", "=", "," and "-"."""
+    if not isinstance(value, str | Path):
+        raise checks.refuse(name, "be a path", value)
     path, text = Path(value), str(value)
+    parts = [len(part.encode(errors="replace")) for part in path.parts]
+    if max(parts, default=0) > 255 or sum(parts) + len(parts) > 4000:
+        raise checks.refuse(name, "have at most 255 bytes between slashes and 4,000 in all", text)
     if not text.isprintable() or ".." in path.parts or not NAME.fullmatch(path.name):
         raise checks.BadArgument(
             f"Argument `{name}` must be a path without '..' whose last part has at most 100 letters, digits, '_', '.', '=', ',' "

@@ -154,7 +154,7 @@ class RunFolder:
             icldyn.BadArgument: if it was started with other settings, if versions or the kind of device differ (unless
                 `allow_skew`; the manifest then says so), or if another process writes it.
         """
-        if not (Path(path) / "run.json").exists():
+        if not (run_path("out", path) / "run.json").exists():
             try:
                 return cls.create(path, study, scale, config, share=share, say=say)
             except checks.BadArgument:
@@ -616,8 +616,8 @@ def _cannot_write(path: Path, error: OSError) -> Exception:
 
 
 def _known_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise checks.refuse("name", "be letters, digits, '_', '.' and '-', at most 100", name[:120])
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == "zarr.json":
+        raise checks.refuse("name", "be letters, digits, '_', '.' and '-', at most 100, and not zarr.json", name)
     return name
 
 
