@@ -5,8 +5,9 @@ killed and started again with the same command and `--resume` until it is comple
 kills. First all of it with SIGKILL, then with SIGTERM, which asks it to keep what it has and stop.
 
 The instants are random: half of them anywhere between the start of the process and the end of a run that nothing happens to,
-half of them in the time that this run trains. Where they landed is told by what the process had written by then: "start" is
-before it holds the folder, "compilation" before its first block or checkpoint of this session, "after" when the result is there.
+half of them in the time that this run trains; a run that was killed after its last block is then left to end. Where they
+landed is told by what the process had written by then: "start" is before it holds the folder, "compilation" before its first
+block or checkpoint of this session, "after" when the result is there.
 
 After every kill each line of the manifest must still be there and every file as it says (`icldyn verify`); of a completed run
 `data.zarr` must have every bit, and no file more, of a run that nothing happened to, with the same claims, and no block may
@@ -36,7 +37,7 @@ from icldyn.store import manifest
 from icldyn.store.verify import verify
 
 SIZES = "--seeds 256 --other-seeds 16 --reference-seeds 2 --N 20 --unbalanced 0.25 --lrs 0.08 0.04 --block 8"
-TIMES = "--t-end 10 --t-end-unaligned 4 --checkpoint-seconds 0.2"
+TIMES = "--t-end 20 --t-end-unaligned 8 --checkpoint-seconds 0.2"
 COMMAND = ["run", "mainali2025", "--scale", "smoke", *SIZES.split(), *TIMES.split(), "--quiet", "--resume", "--out"]
 PHASES = ("start", "compilation", "training", "theory", "figures", "after")
 CALL = 0.25
@@ -172,11 +173,12 @@ def kill_runs(
     while len(found.kills) < count and not found.wrong:
         folder = reference.with_name(f"{number.name}-{found.runs}")
         before: list[str] = []
+        leave = False
         while not found.wrong:
             session = Session(folder, environment)
             found.sessions += 1
-            low, high = spans[found.sessions % len(spans)] if len(found.kills) < count else (LONGEST, LONGEST)
-            code = session.end(instants.uniform(low, high))
+            leave = leave or len(found.kills) == count
+            code = session.end(LONGEST if leave else instants.uniform(*spans[found.sessions % len(spans)]))
             if code is None:
                 sent = time.monotonic()
                 session.process.send_signal(number)
@@ -185,6 +187,7 @@ def kill_runs(
                 if code != 0:  # else it was at its end
                     kill = {"at": round(sent - session.began, 3), "seconds": round(seconds, 3), "code": code}
                     found.kills.append(kill | {"phase": session.phase()})
+                    leave = session.phase() in PHASES[3:]
                     print(f"{number.name} {len(found.kills)}: {found.kills[-1]}", file=sys.stderr, flush=True)
             heard = number == signal.SIGTERM and "writing to" in session.told() and session.phase() != "after"
             if code not in (0, 75 if heard else -number) or "Traceback" in session.told():

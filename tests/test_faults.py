@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 
 import icldyn.studies
@@ -164,7 +166,7 @@ def test_killed_at_every_stage_a_run_loses_nothing_it_named_and_goes_on_to_the_s
         lambda: saved(path, "theory/rise"),
     ]
     for k, moment in enumerate(moments):
-        process = start(words, pause=1.0)  # so that it is drawing figures when its theory is seen
+        process = start(words, pause=0.5)  # so that it is drawing figures when its theory is seen
         wait_for(moment, process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -174,29 +176,27 @@ def test_killed_at_every_stage_a_run_loses_nothing_it_named_and_goes_on_to_the_s
     assert main(words) == 0 and same(path, whole(LONG))
 
 
-def test_a_second_process_is_told_who_holds_the_run_and_sigterm_stops_the_first_at_its_next_call(
-    whole, start, tmp_path, capsys
-):
+def test_sigterm_stops_training_at_its_next_call(whole, start, tmp_path):
     path = tmp_path / "run"
     words = [*LONG, "--out", str(path), "--resume"]
     process = start(words)
     wait_for(lambda: kept(path), process)
-    holder = f"process {process.pid} on {platform.node()} holds it since "
-    for shard in ([], ["--shard", "1/2"]):
-        assert main([*words, *shard]) == 2
-        told = capsys.readouterr().err
-        assert holder in told and told.count("\n") == 1
-    before = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=30)[1]  # the usual time of grace; `benchmarks/faults.py` measures it
     assert process.returncode == 75 and "--resume" in told and "Traceback" not in told
-    assert time.monotonic() - before < 5  # 2 s and a call of a quarter of a second, where nothing else runs
-    assert verify(path) == [] and 0 < len(kept(path)) and len(cells(path)) < CELLS
+    assert verify(path) == [] and len(cells(path)) < CELLS
     assert main(words) == 0 and same(path, whole(LONG))
 
 
-@pytest.mark.parametrize("stage", ["experiments", "theories", "claims", "figures"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("experiments", signal.SIGTERM),
+        ("theories", signal.SIGTERM),
+        ("claims", signal.SIGINT),
+        ("figures", signal.SIGTERM),
+    ],
+)
 def test_a_signal_outside_of_training_stops_at_once(whole, tmp_path, monkeypatch, capsys, stage, number):
     path, paper = tmp_path / "run", study("small2026")
     words = [*SHORT, "--out", str(path), "--resume"]
@@ -215,7 +215,7 @@ def test_a_signal_outside_of_training_stops_at_once(whole, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_killed_between_a_file_and_its_line_in_the_manifest_a_run_is_sound(whole, tmp_path, monkeypatch, calls):
-    """Both figures and the result; and all of them a second time, in place of the first."""
+    """First the result; then, as they are made again otherwise, each of both figures and the result in place of the first."""
     path = tmp_path / "run"
     words = [*SHORT, "--out", str(path), "--resume"]
 
@@ -230,11 +230,52 @@ def test_killed_between_a_file_and_its_line_in_the_manifest_a_run_is_sound(whole
         return write
 
     assert main([*words, "--shard", "1/2"]) == 0  # and run.json is written
-    for _ in range(2):
-        monkeypatch.setattr(run_folder, "write_atomically", stop_after(calls))
-        assert main(words) == 130 and verify(path) == [] and ends(path) == 0
+    for stopped, dpi in ((3, 50), (calls, 70)):
+        monkeypatch.setattr(run_folder, "write_atomically", stop_after(stopped))
+        with matplotlib.rc_context({"savefig.dpi": dpi}):
+            assert main(words) == 130 and verify(path) == [] and ends(path) == 0
     monkeypatch.undo()
     assert main(words) == 0 and same(path, whole(SHORT)) and ends(path) == 1
+
+
+@pytest.mark.parametrize("last", [["--resume"], ["--shard", "2/2"]])
+def test_what_killed_processes_left_half_written_goes_when_no_one_else_writes_and_nothing_else_does(
+    whole, tmp_path, last
+):
+    path = tmp_path / "run"
+    words = [*SHORT, "--out", str(path)]
+    assert main([*words, "--shard", "1/2"]) == 0
+    code = uuid.uuid4().hex
+    half = [f"data.zarr/seeds/main/p/c/0/0/0.{code}.partial", f".run.json.{code}.tmp", f"checkpoints/.a.{code}.tmp"]
+    half += [f"data.zarr/seeds/.main.{code}.tmp/p/zarr.json", "checkpoints/main-0.ckpt", "checkpoints/main-1.ckpt"]
+    others = ["checkpoints/.note.tmp", ".hidden", "figures/mine.partial"]
+    for name in half + others:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("half")
+    assert main([*words, "--shard", "1/2"]) == 0 and all((path / name).exists() for name in half + others)
+    if last == ["--resume"]:  # at once, for the room that it takes
+        RunFolder.open(path, write=True).close()
+        assert [(path / name).exists() for name in half] == [False] * 4 + [True] * 2
+    assert main([*words, *last]) == 0 and not any((path / name).exists() for name in half)
+    for name in others:
+        (path / name).unlink()
+    assert same(path, whole(SHORT)) and not list((path / "data.zarr/seeds").glob(".*"))
+
+
+def test_a_run_folder_in_the_checkout_is_no_change_of_the_code(tmp_path, monkeypatch):
+    code = tmp_path / "icldyn/store/run_folder.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(code))
+    before = run_folder._commit()
+    assert len(before) == 40
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    assert run_folder._commit() == before
+    code.write_text("changed")
+    assert run_folder._commit() == before + "+"
 
 
 def test_a_complete_run_is_shown_again_and_not_touched(whole, capsys):
@@ -262,17 +303,21 @@ def test_of_four_shards_started_at_once_one_is_killed_and_run_again_and_the_bits
     assert main([*words, "--shard", "3/4"]) == 0 and same(path, whole(LONG)) and ends(path) == 1
 
 
-def test_one_process_ends_a_run_and_if_it_is_killed_another_does(whole, start, tmp_path, capsys):
+def test_one_process_ends_a_run_another_is_told_so_and_if_it_is_killed_another_does(whole, start, tmp_path, capsys):
     path = tmp_path / "run"
     words = [*SHORT, "--out", str(path)]
     assert main([*words, "--shard", "2/2"]) == 0
-    assert "1/2" not in capsys.readouterr().err and ends(path) == 0
+    assert "shard 2/2 is done" in capsys.readouterr().err and ends(path) == 0
     first = start([*words, "--shard", "1/2"], pause=60)
     wait_for((path / "locks/finish.json").exists, first)
     assert main([*words, "--shard", "2/2"]) == 0
     told = capsys.readouterr()
     assert f"another process ends the run: process {first.pid} on {platform.node()}" in told.err and told.out == ""
     assert ends(path) == 0 and not (path / "result.json").exists()
+    for other in (["--shard", "1/2"], ["--resume"], ["--shard", "3/3"]):
+        assert main([*words, *other]) == 2
+        told = capsys.readouterr().err
+        assert f"process {first.pid} on {platform.node()} holds it since " in told and told.count("\n") == 1
     first.kill()
     first.wait()
     assert main([*words, "--shard", "2/2"]) == 0 and same(path, whole(SHORT)) and ends(path) == 1
@@ -328,13 +373,13 @@ def test_a_full_disk_costs_nothing_that_was_named_and_more_room_ends_the_run(who
 
 
 WRITES = {  # what is written: (object, its attribute, at which call there is no room)
-    "cells": (arrays.Region, "write", (0, 3, 7)),
-    "layouts": (arrays, "create", (0, 1)),
+    "cells": (arrays.Region, "write", (0, 7)),
+    "layouts": (arrays, "create", (1,)),
     "theory": (arrays, "save", (0, 1)),
-    "lines of the manifest": (manifest, "os", (0, 1, 5, 12, 15)),
-    "checkpoints": (checkpoints, "write_atomically", (0, 5)),
-    "record, figures and result": (run_folder, "write_atomically", (0, 1, 2, 3)),
-    "what is synced": (files, "os", (0, 1, 40)),
+    "lines of the manifest": (manifest, "os", (0, 5, 14)),
+    "checkpoints": (checkpoints, "write_atomically", (5,)),
+    "record, figures and result": (run_folder, "write_atomically", (0, 1, 3)),
+    "what is synced": (files, "os", (1, 40)),
 }
 
 

@@ -7,6 +7,8 @@ import icldyn.studies
 
 icldyn.studies.__path__.append(str(Path(__file__).with_name("studies")))
 
+from icldyn import launch  # noqa: E402
 from icldyn.cli import main  # noqa: E402
 
+launch.ICLDYN = [sys.executable, str(Path(__file__).parent)]
 sys.exit(main())
