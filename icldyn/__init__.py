@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from .engine.experiment import Experiment as Experiment
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
+    from .engine.spread import spread as spread
     from .measures import modes as modes
+    from .models import deep_attention as deep_attention
+    from .models import heads as heads
+    from .models import looped_attention as looped_attention
+    from .models.heads import merged as merged
+    from .models.heads import separate as separate
     from .models.linear_attention import aligned as aligned
     from .models.linear_attention import from_blocks as from_blocks
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .objectives import dataset as dataset
     from .objectives import population as population
+    from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
     from .plot.overlay import overlay as overlay
@@ -34,8 +42,14 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
+    from .theory import descent_steps as descent_steps
+    from .theory import finite_pool as finite_pool
+    from .theory import gradient_noise as gradient_noise
     from .theory import logistic as logistic
+    from .theory import looped as looped
     from .theory import null_blocks as null_blocks
+    from .theory import one_layer as one_layer
+    from .theory import saddles as saddles
     from .trajectory import Trajectory as Trajectory
 
 _HOME = {
@@ -46,23 +60,37 @@ _HOME = {
     "Study": "study",
     "Trajectory": "trajectory",
     "aligned": "models.linear_attention",
+    "dataset": "objectives",
+    "deep_attention": "models",
+    "descent_steps": "theory",
     "ensemble": "engine.ensemble",
+    "finite_pool": "theory",
     "flow": "engine.flow",
     "from_blocks": "models.linear_attention",
     "gaussian": "models.linear_attention",
     "given": "models.linear_attention",
     "gradient_flow": "engine.flow",
+    "gradient_noise": "theory",
+    "heads": "models",
     "initial_params": "engine.ensemble",
     "isotropic": "tasks.linear_regression",
     "linear_attention": "models.linear_attention",
     "linear_regression": "tasks.linear_regression",
     "logistic": "theory",
+    "looped": "theory",
+    "looped_attention": "models",
+    "merged": "models.heads",
     "modes": "measures",
     "null_blocks": "theory",
+    "one_layer": "theory",
     "overlay": "plot.overlay",
     "population": "objectives",
     "power_law": "tasks.linear_regression",
+    "queries": "objectives",
+    "saddles": "theory",
     "sampled": "objectives",
+    "spread": "engine.spread",
+    "separate": "models.heads",
     "statistics": "objectives",
     "study_names": "study",
     "style": "plot.overlay",

@@ -138,6 +138,11 @@ class Experiment:
         return self.dtype == "float64"
 
     @property
+    def shared(self) -> bool:
+        """Whether all seeds see one stream of data."""
+        return bool(getattr(self.objective, "shared", False))
+
+    @property
     def seed_steps(self) -> int:
         """Steps of all seeds together."""
         return sum(self.num_steps) * len(self.scales) * len(self.seed_ids)

@@ -20,11 +20,15 @@ from .schedule import RECORDS_PER_CALL
 
 @dataclass(frozen=True)
 class Program:
-    """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each."""
+    """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each.
+
+    With `shared` all lanes see one stream of data, that of seed 0.
+    """
 
     treedef: Any
     per_lane: tuple[bool, ...]
     optimiser: OptimiserFactory
+    shared: bool = False
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -40,6 +44,8 @@ def starting(program: Program, leaves, lr: Array, scale: Array, seeds: Array):
         key_init, key_data = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
         params = jax.tree.map(lambda w: jnp.asarray(w, lr.dtype), init(key_init, scale))
         diverged = jnp.where(finite(params), -1, 0).astype(jnp.int32)
+        if program.shared:
+            key_data = jax.random.split(jax.random.key(0, impl="threefry2x32"))[1]
         with jax.numpy_dtype_promotion("standard"):
             return jax.random.key_data(key_data), (params, program.optimiser(lr).init(params), diverged)
 
@@ -54,7 +60,8 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         return descend(objective, measures, program.optimiser, lr, key, state, step, gaps, keep)
 
-    return jax.vmap(one, (program.axes, 0, 0, 0))(leaves, lr, keys, state)
+    own = (keys, 0) if not program.shared else (keys[0], None)  # a batch that no lane owns is drawn once for all
+    return jax.vmap(one, (program.axes, 0, own[1], 0))(leaves, lr, own[0], state)
 
 
 start = functools.partial(jax.jit, static_argnums=0)(starting)
@@ -109,7 +116,7 @@ class Placer:
         for part in ("start", "advance"):
             kept = [self._flat(cell.experiment, part, device) for cell in block]
             per_lane, leaves[part] = _side_by_side([own for own, _ in kept], sizes)
-            programs[part] = Program(kept[0][1], per_lane, first.factory)
+            programs[part] = Program(kept[0][1], per_lane, first.factory, first.shared)
         return Lanes(
             programs,
             leaves,
@@ -149,9 +156,9 @@ def shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
         def both(trees, lr, scale, seed):
             (init, tree_i), (tree, tree_a) = (jax.tree.flatten(trees[part]) for part in ("start", "advance"))
-            first = Program(tree_i, (False,) * len(init), experiment.factory)
+            first = Program(tree_i, (False,) * len(init), experiment.factory, experiment.shared)
             keys, state = starting(first, tuple(init), lr[None], scale[None], seed[None])
-            second = Program(tree_a, (False,) * len(tree), experiment.factory)
+            second = Program(tree_a, (False,) * len(tree), experiment.factory, experiment.shared)
             _, seen = advancing(second, tuple(tree), lr[None], keys, state, *map(jnp.asarray, NO_STEPS))
             return jax.tree.map(lambda a: a[0, 0], seen)
 

@@ -1,14 +1,4 @@
-"""Where task, model and theory meet: what is minimised. `loss(params, key) -> scalar`, always 1/2 E |y_q - yhat_q|^2.
-
-- `sampled`: B prompts drawn number by number; cost grows with N.
-- `statistics`: the same law of the batch loss without prompts; cost independent of N.
-- `population`: the exact expectation; ignores its key.
-
-An objective is a pytree: what may be swept (spectrum, noise, and N wherever it is not a shape) is a leaf, so that a new
-value runs the program already compiled.
-"""
-
-from typing import Protocol, runtime_checkable
+"""The batch loss of one layer with all four blocks, drawn without prompts."""
 
 import jax
 import jax.numpy as jnp
@@ -16,37 +6,11 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import ArrayLike
 
-from . import checks
-from .models.linear_attention import LinearAttention, Params
-from .normals import GENERATORS, normals
-from .struct import static, struct
-from .tasks.linear_regression import LinearRegression, square_root
-from .theory import moments as m
-from .theory.population import population_loss
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """Anything with `loss(params, key) -> scalar` that is a pytree."""
-
-    def loss(self, params: Params, key: Array) -> Array:
-        """The loss that one step descends."""
-        ...
-
-
-@struct
-class Sampled:
-    """Mean loss of `batch` prompts, drawn and answered one number at a time."""
-
-    task: LinearRegression
-    model: LinearAttention
-    batch: int = static()
-
-    def loss(self, params: Params, key: Array) -> Array:
-        """1/2 mean |y_q - yhat_q|^2 over the batch."""
-        x, y, x_q, y_q = self.task.sample(key, self.batch)
-        error = y_q - self.model.apply(params, x, y, x_q)
-        return jnp.sum(error**2) / (2 * self.batch)
+from .. import checks
+from ..models.linear_attention import LinearAttention, Params
+from ..normals import normals
+from ..struct import static, struct
+from ..tasks.linear_regression import LinearRegression, square_root
 
 
 @struct
@@ -96,7 +60,9 @@ class Statistics:
 
         u, k = q1 @ x, q2 @ x
         w = u + apply_WT(k)
-        a = _wishart_apply(root, _chebyshev(jnp.asarray(self.chi), diagonal), below, [*w] + ([*k] if n > D else []))
+        a = _wishart_apply(
+            root, chi_from_normal(jnp.asarray(self.chi), diagonal), below, [*w] + ([*k] if n > D else [])
+        )
         b = apply_W(a[:D]) + (a[D:] if n > D else 0)
         a = a[:D]
         if self.model.query_attends_itself:
@@ -118,40 +84,8 @@ class Statistics:
         return (lambda v: jnp.sum(W * v[None], axis=1)), (lambda v: jnp.sum(W * v[:, None], axis=0))
 
 
-@struct
-class Population:
-    """The exact expectation over prompts (`theory.population`). Make one with `population`."""
-
-    moments: m.TaskMoments
-    model: LinearAttention
-
-    def loss(self, params: Params, key: Array | None = None) -> Array:
-        """The exact loss at `params`; the key is ignored."""
-        p1, p2, q1, q2 = self.model.blocks(params)
-        P, Q = jnp.concatenate([p1, p2], axis=1), jnp.concatenate([q1, q2])
-        return population_loss(P, Q, self.moments, self.model.query_attends_itself)
-
-
-def sampled(task: LinearRegression, model: LinearAttention, batch: int) -> Sampled:
-    """SGD's usual objective: `batch` fresh prompts a step.
-
-    Raises:
-        icldyn.BadArgument: if the batch is below 1 or task and model differ in size.
-    """
-    _match(task, model)
-    return Sampled(task, model, checks.integer("batch", batch, 1))
-
-
-def statistics(task: LinearRegression, model: LinearAttention, batch: int, generator: str = "both_words") -> Statistics:
-    """The same law of SGD as `sampled`, without prompts: the context statistics are drawn exactly.
-
-    O((D + O)^2) random numbers and operations a prompt, independent of N. `generator` "stock" draws its normals with
-    `jax.random.normal`, "both_words" faster (`icldyn.normals`); the law is the same, the numbers are not.
-
-    Raises:
-        icldyn.BadArgument: as `sampled`, and if N is too small for the factorisation (use `sampled` there).
-    """
-    _match(task, model)
+def wishart_statistics(task: LinearRegression, model: LinearAttention, batch: int, generator: str) -> Statistics:
+    """`Statistics` of a task and a model that match, for N > D (N > D + O with label noise)."""
     U, noisy = np.asarray(task.U), task.noisy
     n = task.D + (task.O if noisy else 0)
     if task.N <= n:
@@ -170,30 +104,9 @@ def statistics(task: LinearRegression, model: LinearAttention, batch: int, gener
         pool=None if task.pool is None else np.einsum("io,pia,ab->pob", V, np.asarray(task.pool), U),
         model=model,
         family=task.family,
-        batch=checks.integer("batch", batch, 1),
-        generator=checks.one_of("generator", generator, GENERATORS),
+        batch=batch,
+        generator=generator,
     )
-
-
-def population(task: LinearRegression, model: LinearAttention) -> Population:
-    """The exact loss at any weights, for gradient flow and as a measure.
-
-    Raises:
-        icldyn.BadArgument: if task and model differ in size.
-    """
-    _match(task, model)
-    if task.pool is None:
-        moments = m.gaussian_task_moments(task.Sigma, task.task_covariance(), float(task.rho), task.N)
-    else:
-        moments = m.pool_task_moments(task.Sigma, task.pool, float(task.rho), task.N)
-    return Population(moments, model)
-
-
-def _match(task: LinearRegression, model: LinearAttention) -> None:
-    if (task.D, task.O) != (model.D, model.O):
-        raise checks.BadArgument(
-            f"Argument `model` must have the task's D = {task.D} and O = {task.O}, but has D = {model.D} and O = {model.O}."
-        )
 
 
 def chi_quantile_series(freedom: ArrayLike) -> np.ndarray:
@@ -221,7 +134,7 @@ def chi_quantile_series(freedom: ArrayLike) -> np.ndarray:
     return series.T
 
 
-def _chebyshev(series: Array, u: Array) -> Array:
+def chi_from_normal(series: Array, u: Array) -> Array:
     """sum_j series[:, j] T_j(u / 6) by Clenshaw's recurrence.  series (n, degree+1), u (n, B)."""
     v = jnp.clip(u / 6, -1, 1)
     first = second = jnp.zeros_like(v)
