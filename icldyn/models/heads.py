@@ -137,7 +137,7 @@ def given(model: Heads, **weights: Array) -> Init:
 def conserved(params: Params) -> dict[str, Array]:
     """What gradient flow conserves head by head, (H,) or (H, R, R):
 
-    merged: |v_h|^2 - |U_h|^2; separate: K_h K_h^T - Q_h Q_h^T, and with zero blocks v_h^2 - |K_h|^2 (for every R).
+    merged: |v_h|^2 - |U_h|^2; separate: |v_h|^2 - |K_h|^2 and, where label rows of keys are left out, K_h K_h^T - Q_h Q_h^T.
     """
     v2 = jnp.sum(params["v"].reshape(params["v"].shape[0], -1) ** 2, axis=1)
     if "U" in params:
