@@ -1,4 +1,4 @@
-"""The command line: `icldyn list | run | sweep | submit | check | plot | verify | info`.
+"""The command line: `icldyn list | run | sweep | submit | check | plot | replay | verify | info`.
 
 Configs are parsed by tyro and checked before jax is imported.
 """
@@ -35,12 +35,14 @@ Thousands of trained seeds beside the exact theory of in-context learning (icldy
   icldyn check STUDY [options]    train at once and print every claim with its measured number and limit
   icldyn check RUN                the claims of a run folder
   icldyn plot RUN                 draw the figures of a run folder again
+  icldyn replay FILE.npz          retrain a recorded run of another codebase; its largest relative gap
   icldyn verify RUN [--repair]    checksums of all that a run folder holds; makes again what is damaged
   icldyn info                     devices, versions, memory, block size
 
 `icldyn run STUDY --help` shows every setting of a study. --json prints for machines.
 A run that was stopped, killed or found no room goes on with the same command and --resume.
-Exit code: 0 well, 1 a claim fails or a file is damaged, 2 a bad argument, 74 no room on the disk, 75 stopped by a signal.
+Exit code: 0 well, 1 a claim fails, a file is damaged or a record is not reproduced, 2 a bad argument, 74 no room on the disk,
+75 stopped by a signal.
 """
 
 
@@ -300,6 +302,12 @@ def _sweep(words: list[str]) -> int:
     return sweep(words)
 
 
+def _replay(words: list[str]) -> int:
+    from .replay import verb
+
+    return verb(words)
+
+
 def _submit(words: list[str]) -> int:
     from .launch import submit
 
@@ -313,6 +321,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "submit": _submit,
     "check": _check,
     "plot": _plot,
+    "replay": _replay,
     "verify": _verify,
     "info": _info,
 }
