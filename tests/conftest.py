@@ -1,7 +1,10 @@
 """Every test runs in float64, with strict promotion of dtypes and ranks and with reused keys refused."""
 
+import os
+
 import matplotlib
 import pytest
+from filelock import FileLock
 
 matplotlib.use("Agg")
 
@@ -28,16 +31,18 @@ def compile_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """The folder of `icldyn run STUDY --scale smoke`, made once for each study and shared by the tests that read it."""
+    """The folder of `icldyn run STUDY --scale smoke`, made once for each study and shared by all tests, which only read it."""
     from icldyn.cli import main
 
-    made = {}
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    shared.mkdir(exist_ok=True)
 
     def run(name):
-        if name not in made:
-            out = tmp_path_factory.mktemp("runs") / name
-            assert main(["run", name, "--scale", "smoke", "--out", str(out), "--quiet"]) == 0
-            made[name] = out
-        return made[name]
+        out = shared / name
+        with FileLock(shared / f"{name}.lock"):  # one worker makes it, the others wait
+            if not (out / "result.json").exists():
+                assert main(["run", name, "--scale", "smoke", "--out", str(out), "--quiet"]) == 0
+        return out
 
     return run

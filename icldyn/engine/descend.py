@@ -1,4 +1,4 @@
-"""Stochastic gradient descent of one seed, as a pure function of its key."""
+"""Stochastic gradient descent of one seed, as pure functions of its key; and loops over time, of any number of seeds."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -43,52 +43,53 @@ def optimiser_factory(optimiser: Any) -> OptimiserFactory:
     return optimiser
 
 
-def descend(
-    objective: Objective,
-    measures: Measures,
-    optimiser: OptimiserFactory,
-    lr: Array,
-    key: Array,
-    state: tuple[Any, Any, Array],
-    step: Array,
+def one_step(objective: Objective, optimiser: OptimiserFactory, lr: Array, key: Array, i: Array, state):
+    """Step i of one seed, from (params, optimiser state, diverged step) to the same.
+
+    The batch of step i comes from `fold_in(key, i)`, so that a run can be cut in time anywhere. A seed whose weights would
+    become non-finite in step i stays at its last finite state, and its diverged step, -1 until then, becomes i + 1.
+    """
+    params, opt_state, diverged = state
+    with jax.default_matmul_precision("highest"):
+        grads = jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its own counters and rates
+        updates, new_opt_state = optimiser(lr).update(grads, opt_state, params)
+    new_params = jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates)
+    diverged = jnp.where((diverged < 0) & ~finite(new_params), i + 1, diverged)
+    new, old = (new_params, new_opt_state), (params, opt_state)
+    return (*jax.tree.map(lambda a, b: jnp.where(diverged < 0, a, b), new, old), diverged)
+
+
+def read(objective: Objective, measures: Measures, key: Array, i: Array, state) -> dict[str, Array]:
+    """The measures of one seed before step i; "loss", unless among them, is the loss of the batch that step i will see."""
+    with jax.default_matmul_precision("highest"):
+        seen = {name: measure(state[0]) for name, measure in measures.items()}
+        if "loss" not in seen:
+            seen["loss"] = objective.loss(state[0], jax.random.fold_in(key, i))
+    return seen
+
+
+def in_time(
+    step: Callable[[Array, Any], Any],
+    look: Callable[[Array, Any], dict[str, Array]],
+    state: Any,
+    first: Array,
     gaps: Array,
     keep: Array,
-) -> tuple[tuple[Any, Any, Array], dict[str, Array]]:
-    """Advance a seed by `gaps[0]` steps, record if `keep[0]`, by `gaps[1]`, record if `keep[1]`, and so on.
+) -> tuple[Any, dict[str, Array]]:
+    """Advance by `gaps[0]` steps from number `first` on, look if `keep[0]`, by `gaps[1]`, look if `keep[1]`, and so on.
 
-    The state is (params, optimiser state, diverged step). The batch of step i comes from `fold_in(key, i)`, so a run can be
-    cut in time anywhere. `gaps` and `keep` (R,) are traced: another schedule runs the same program. Returns the state and the
-    measures, stacked (R, ...); "loss", unless given among the measures, is the loss of the batch that the next step will see.
-
-    A seed whose weights would become non-finite in step i stays at its last finite state, and its diverged step, -1 until
-    then, becomes i + 1.
+    `step` (i, state) and `look` (i, state) are those of one seed or of many side by side. `gaps` and `keep` (R,) are traced:
+    another schedule runs the same program. Returns the state and what was seen, stacked (R, ...).
     """
-    transform = optimiser(lr)
-
-    def one_step(i: Array, state):
-        params, opt_state, diverged = state
-        grads = jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its own counters and rates
-            updates, new_opt_state = transform.update(grads, opt_state, params)
-        new_params = jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates)
-        diverged = jnp.where((diverged < 0) & ~finite(new_params), i + 1, diverged)
-        new, old = (new_params, new_opt_state), (params, opt_state)
-        return (*jax.tree.map(lambda a, b: jnp.where(diverged < 0, a, b), new, old), diverged)
-
-    def read(params, i):
-        seen = {name: measure(params) for name, measure in measures.items()}
-        if "loss" not in seen:
-            seen["loss"] = objective.loss(params, jax.random.fold_in(key, i))
-        return seen
 
     def record(carry, gap_and_keep):
         (state, i), (gap, kept) = carry, gap_and_keep
-        state = lax.fori_loop(i, i + gap, one_step, state)
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, state[0], i))
-        return (state, i + gap), lax.cond(kept, read, lambda *_: nothing, state[0], i + gap)
+        state = lax.fori_loop(i, i + gap, step, state)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(look, i, state))
+        return (state, i + gap), lax.cond(kept, look, lambda *_: nothing, i + gap, state)
 
-    with jax.default_matmul_precision("highest"):
-        (state, _), seen = lax.scan(record, (state, jnp.asarray(step)), (gaps, keep))
+    (state, _), seen = lax.scan(record, (state, jnp.asarray(first)), (gaps, keep))
     return state, seen
 
 

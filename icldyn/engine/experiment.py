@@ -138,9 +138,9 @@ class Experiment:
         return self.dtype == "float64"
 
     @property
-    def shared(self) -> bool:
-        """Whether all seeds see one stream of data."""
-        return bool(getattr(self.objective, "shared", False))
+    def traits(self) -> tuple[bool, bool]:
+        """Whether all seeds see one stream of data, and whether their lanes belong in the last axis: as the objective says."""
+        return bool(getattr(self.objective, "shared", False)), bool(getattr(self.objective, "lanes_last", False))
 
     @property
     def seed_steps(self) -> int:

@@ -32,14 +32,9 @@ def initialise(
     Raises:
         icldyn.BadArgument: a sentence that names the argument, what it must be and what it is.
     """
-    given = {"coordinator": address, "processes": processes, "process-index": index}
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise checks.BadArgument(f"Argument `{missing[0]}` must be given along with the others, but is missing.")
-    if not missing:
-        if checks.integer("process-index", index, 0) >= checks.integer("processes", processes, 1):
-            raise checks.refuse("process-index", f"be below {processes}, the number of processes", index)
-        _reach(str(address), listening=index == 0)
+    checks.coordinator(address, processes, index)
+    if address is not None:
+        _reach(address, listening=index == 0)
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
     try:
         jax.distributed.initialize(

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from .blocks import Block
-from .descend import OptimiserFactory, descend, finite
+from .descend import OptimiserFactory, finite, in_time, one_step, read
 from .experiment import Experiment
 from .placing import placed
 from .schedule import RECORDS_PER_CALL
@@ -22,13 +22,15 @@ from .schedule import RECORDS_PER_CALL
 class Program:
     """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each.
 
-    With `shared` all lanes see one stream of data, that of seed 0.
+    With `shared` all lanes see one stream of data, that of seed 0. With `lanes_last` weights have their lanes in the last axis
+    while they are trained, where the vector lanes are: best for tiny contractions written out element by element.
     """
 
     treedef: Any
     per_lane: tuple[bool, ...]
     optimiser: OptimiserFactory
     shared: bool = False
+    lanes_last: bool = False
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -53,15 +55,28 @@ def starting(program: Program, leaves, lr: Array, scale: Array, seeds: Array):
 
 
 def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Array, gaps: Array, keep: Array):
-    """`descend` for G lanes."""
+    """Steps and records of G lanes: loops over time outside, lanes inside, in the first axis or in the last."""
+    axis = -1 if program.lanes_last else 0
+    keys, own_key = (keys[0], None) if program.shared else (keys, 0)  # a batch that no lane owns is drawn once for all
 
-    def one(leaves, lr, key, state):
-        objective, measures = jax.tree.unflatten(program.treedef, leaves)
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return descend(objective, measures, program.optimiser, lr, key, state, step, gaps, keep)
+    def lanes(function):
+        def one(leaves, lr, key, i, state):
+            objective, measures = jax.tree.unflatten(program.treedef, leaves)
+            return function(objective, measures, lr, jax.random.wrap_key_data(key, impl="threefry2x32"), i, state)
 
-    own = (keys, 0) if not program.shared else (keys[0], None)  # a batch that no lane owns is drawn once for all
-    return jax.vmap(one, (program.axes, 0, own[1], 0))(leaves, lr, own[0], state)
+        mapped = jax.vmap(one, (program.axes, 0, own_key, None, axis), axis)
+        return lambda i, state: mapped(leaves, lr, keys, i, state)
+
+    def one_lane_step(objective, measures, lr, key, i, state):
+        return one_step(objective, program.optimiser, lr, key, i, state)
+
+    def one_lane_look(objective, measures, lr, key, i, state):
+        return read(objective, measures, key, i, state)
+
+    state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), state)
+    state, seen = in_time(lanes(one_lane_step), lanes(one_lane_look), state, step, gaps, keep)
+    state = jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), state)
+    return state, jax.tree.map(lambda a: jnp.moveaxis(a, axis if program.lanes_last else 1, 0), seen)
 
 
 start = functools.partial(jax.jit, static_argnums=0)(starting)
@@ -116,7 +131,7 @@ class Placer:
         for part in ("start", "advance"):
             kept = [self._flat(cell.experiment, part, device) for cell in block]
             per_lane, leaves[part] = _side_by_side([own for own, _ in kept], sizes)
-            programs[part] = Program(kept[0][1], per_lane, first.factory, first.shared)
+            programs[part] = Program(kept[0][1], per_lane, first.factory, *first.traits)
         return Lanes(
             programs,
             leaves,
@@ -156,9 +171,9 @@ def shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
         def both(trees, lr, scale, seed):
             (init, tree_i), (tree, tree_a) = (jax.tree.flatten(trees[part]) for part in ("start", "advance"))
-            first = Program(tree_i, (False,) * len(init), experiment.factory, experiment.shared)
+            first = Program(tree_i, (False,) * len(init), experiment.factory, *experiment.traits)
             keys, state = starting(first, tuple(init), lr[None], scale[None], seed[None])
-            second = Program(tree_a, (False,) * len(tree), experiment.factory, experiment.shared)
+            second = Program(tree_a, (False,) * len(tree), experiment.factory, *experiment.traits)
             _, seen = advancing(second, tuple(tree), lr[None], keys, state, *map(jnp.asarray, NO_STEPS))
             return jax.tree.map(lambda a: a[0, 0], seen)
 

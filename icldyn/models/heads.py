@@ -56,19 +56,24 @@ class Heads:
             return value | {"U": (self.H, n, self.D)}
         return value | {"K": (self.H, self.R, n), "Q": (self.H, self.R, self.D)}
 
+    def key_query(self, params: Params) -> list[Array]:
+        """Q_h of every head, (D, D) or (D+1, D): sums over R are written out, for lanes in the last axis."""
+        if self.R is None:
+            return list(params["U"])
+        heads = zip(params["K"], params["Q"], strict=True)
+        return [sum(k[:, None] * q[None] for k, q in zip(K, Q, strict=True)) for K, Q in heads]
+
     def matrix(self, params: Params) -> Array:
         """A (D, D), for zero blocks: yhat_q = h^T A x_q."""
-        if self.R is None:
-            return jnp.einsum("h,hak->ak", params["v"], params["U"])
-        return jnp.einsum("h,hra,hrk->ak", params["v"], params["K"], params["Q"])
+        return sum(v * U for v, U in zip(params["v"], self.key_query(params), strict=True))
 
     def tensor(self, params: Params) -> Array:
         """M (D+1, D+1, D): yhat_q = sum_abk M_abk G_ab x_qk."""
         D = self.D
         if self.zero_blocks:
             return jnp.zeros((D + 1, D + 1, D), params["v"].dtype).at[D, :D].set(self.matrix(params))
-        U = params["U"] if self.R is None else jnp.einsum("hrb,hrk->hbk", params["K"], params["Q"])
-        return jnp.einsum("ha,hbk->abk", params["v"], U)
+        pairs = zip(params["v"], self.key_query(params), strict=True)
+        return sum(v[:, None, None] * U[None] for v, U in pairs)
 
     def kernel(self, params: Params) -> Array:
         """(D, n): yhat_q = sum_k x_qk (kernel g)_k, g (n,) all that the answer takes from a context.
@@ -148,9 +153,9 @@ def conserved(params: Params) -> dict[str, Array]:
 
 def fold(M: Array) -> Array:
     """(D, n): M_abk + M_bak for a < b, M_aak for a = b, the pairs row by row; G is symmetric."""
-    a, b = np.triu_indices(M.shape[0])
-    both = M + M.swapaxes(0, 1)
-    return jnp.where(jnp.asarray(a == b)[:, None], both[a, b] / 2, both[a, b]).T
+    both = (M + M.swapaxes(0, 1)).transpose(2, 0, 1)
+    rows = [part for a in range(M.shape[0]) for part in (both[:, a, a : a + 1] / 2, both[:, a, a + 1 :])]
+    return jnp.concatenate(rows, axis=1)
 
 
 def _gaussian(like: Params, key: Array, scale: Array) -> Params:

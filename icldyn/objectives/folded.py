@@ -23,6 +23,17 @@ SMALLEST = 1e-10  # eigenvalues of a data set's matrix below this share of the l
 CHUNK = 1024  # prompts summed at a time
 
 
+@jax.custom_jvp
+def quadratic(C: Array, b: Array, k: Array) -> Array:
+    """k^T C k / 2 - b^T k for symmetric C: its gradient C k - b at the price of one product with C."""
+    return k @ (C @ k) / 2 - b @ k
+
+
+quadratic.defjvps(
+    lambda dC, _, C, b, k: k @ (dC @ k) / 2, lambda db, _, C, b, k: -db @ k, lambda dk, _, C, b, k: (C @ k - b) @ dk
+)
+
+
 @struct
 class Folded:
     """The loss of `batch` prompts from O(D) normals a prompt with zero blocks, O(D^2) with all. Made by `statistics`.
@@ -58,10 +69,14 @@ class Folded:
         x, g, y = self.draw(key, k.dtype)
         if not self.shared:
             return jnp.sum((y - jnp.sum(x * (k @ g), axis=0)) ** 2) / (2 * self.batch)
-        phi = (x[:, None] * g[None]).reshape(-1, self.batch)  # (D n, B)
-        k = k.reshape(-1)
-        quadratic = k @ ((phi @ phi.T) @ k) - 2 * k @ (phi @ y)  # of the whole block at once: one matrix for all seeds
-        return (y @ y + quadratic) / (2 * self.batch)
+        phi = (x[:, None] * g[None]).reshape(-1, self.batch) / np.sqrt(self.batch).astype(k.dtype)  # (D n, B)
+        y = y / np.sqrt(self.batch).astype(k.dtype)
+        return y @ y / 2 + quadratic(phi @ phi.T, phi @ y, k.reshape(-1))  # one matrix for all seeds
+
+    @property
+    def lanes_last(self) -> bool:
+        """With a shared stream seeds belong in the last axis, else prompts do."""
+        return self.shared
 
     def rotated_kernel(self, params: Any) -> Array:
         """The kernel (D, n) in the eigenbasis."""
@@ -139,7 +154,12 @@ class Quadratic:
         """The mean loss of all prompts at `params`; the key is ignored."""
         k = self.model.kernel(params).reshape(-1)
         gap = k - jnp.asarray(self.center, k.dtype)
-        return jnp.asarray(self.least, k.dtype) + gap @ (jnp.asarray(self.C, k.dtype) @ gap) / 2
+        return jnp.asarray(self.least, k.dtype) + quadratic(jnp.asarray(self.C, k.dtype), jnp.zeros_like(gap), gap)
+
+    @property
+    def lanes_last(self) -> bool:
+        """Seeds belong in the last axis."""
+        return True
 
 
 def folded_statistics(task: LinearRegression, model: Heads, batch: int, generator: str, shared: bool) -> Folded:
