@@ -60,8 +60,8 @@ def test_the_error_of_any_gamma_is_that_of_sampled_prompts():
 
 def test_statistics_drawn_without_pairs_have_the_law_of_sampled_contexts():
     rng = np.random.default_rng(2)
-    w = np.broadcast_to(finite_pool.sphere(rng, 1, 3), (200_000, 3))
-    sampled, drawn = contexts(rng, w)[0], drawn_statistics(rng, w)
+    w = np.broadcast_to(np.sqrt([3.0, 0, 0]), (200_000, 3))
+    sampled, drawn = contexts(rng, w, rho=1.0)[0], drawn_statistics(rng, w, rho=1.0)
     for power in (1, 2, 3):  # all monomials of degree up to 3: the label's square and the vector are not independent
         a, b = (
             np.stack([v[:, i] * v[:, j] ** (power - 1) for i in range(4) for j in range(4)], 1)
