@@ -46,7 +46,18 @@ def crossing(t: ArrayLike, loss: ArrayLike, level: float) -> np.ndarray:
 
 def drops(t: np.ndarray, loss: np.ndarray, prominence: float = 0.05) -> np.ndarray:
     """How many separate drops every curve (S, T) has: peaks of -dL/dt that stand out by so much of the highest, (S,)."""
+    return np.array([len(_peaks(t, one, prominence)[0]) for one in loss])
+
+
+def plateaus(t: np.ndarray, loss: np.ndarray, prominence: float = 0.05) -> np.ndarray:
+    """Places in a curve (T,) where it is flattest: before, between and after its drops, (number of drops + 1,)."""
+    peaks, speed = _peaks(t, loss, prominence)
+    edges = [0, *peaks, loss.size]
+    return np.array([i + np.argmin(speed[i:j]) for i, j in zip(edges, edges[1:], strict=False)])
+
+
+def _peaks(t: np.ndarray, loss: np.ndarray, prominence: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.signal import find_peaks
 
-    speed = np.pad(-np.gradient(loss, t, axis=-1), ((0, 0), (1, 1)))
-    return np.array([len(find_peaks(one, prominence=prominence * one.max())[0]) for one in speed])
+    speed = -np.gradient(loss, t)
+    return find_peaks(np.pad(speed, 1), prominence=prominence * speed.max())[0] - 1, speed

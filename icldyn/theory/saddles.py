@@ -81,17 +81,17 @@ def escape_spread(s: ArrayLike, H: int) -> tuple[float, float]:
     return float(digamma(H / 2) + np.log(2)) / (2 * r), float(polygamma(1, H / 2)) ** 0.5 / (2 * r)
 
 
-def noise_along(s: ArrayLike, N: float) -> float:
-    """Variance of <g, S^2> / r over single prompts, g = y_q h x_q^T the gradient's prompt at A = 0, E g = S^2.
+def noise_along(s: ArrayLike, N: float, along: ArrayLike | None = None) -> float:
+    """Variance of <g, T> over single prompts at A = 0, g = y_q h x_q^T with mean S^2, T = diag(along); S^2 / r by default.
 
-    Near the saddle a step multiplies z by 1 + lr (r + noise), so after time t, with batches of B prompts,
+    Near the merged saddle a step multiplies z by 1 + lr (r + noise), so after time t, with batches of B prompts,
 
         log z - log z_0 = r t - lr t (r^2 + noise / B) / 2  +-  (lr t noise / B)^{1/2}.
 
-    With T = S^2/r: E[y^2 (h^T T x)^2 | w] = (w^T S w) tr(T S T M) + 2 w^T S T M T S w, M = E[h h^T | w], then Isserlis for w.
+    E[y^2 (h^T T x)^2 | w] = (w^T S w) tr(T S T M) + 2 w^T S T M T S w, M = E[h h^T | w], then Isserlis' theorem for w.
     """
     s = np.asarray(s, float)
-    T = s**2 / growth_rate(s)
+    T = s**2 / growth_rate(s) if along is None else np.asarray(along, float)
     a, b, V = s * T**2, s**2 * T**2, s**2 * T  # diagonals of T S T, S T T S and S T S
 
     def pair(p: np.ndarray, q: np.ndarray) -> float:
@@ -99,7 +99,7 @@ def noise_along(s: ArrayLike, N: float) -> float:
         return p.sum() * q.sum() + 2 * (p * q).sum()
 
     second = (1 + 1 / N) * (pair(s, s**2 * a) + 2 * pair(V, V)) + (pair(s, s) * (s * a).sum() + 2 * pair(s, s * b)) / N
-    return float(second - growth_rate(s) ** 2)
+    return float(second - (s**2 * T).sum() ** 2)
 
 
 def sgd_delay(lr: ArrayLike, t: ArrayLike, s: ArrayLike, N: float, batch: int) -> tuple[float, float]:
@@ -139,6 +139,24 @@ def separate_time(a: ArrayLike, a0: ArrayLike, s: Array, N: ArrayLike, rho: Arra
     Gamma = inverse_strength(s, N, rho)
     u, u0 = jnp.cbrt(Gamma * a), jnp.cbrt(Gamma * a0)
     return jnp.cbrt(Gamma) / s**2 * (_primitive(u) - _primitive(u0))
+
+
+def separate_delay(
+    lr: ArrayLike, t: ArrayLike, a0: ArrayLike, s: ArrayLike, N: float, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean delay and spread, (D,), that SGD adds to the escapes at t (D,) of heads on one mode each, to first order in lr.
+
+    A step v -> v + lr v^2 g takes lr g - lr^2 v g^2 from 1/v, g = s^2 +- (noise / batch)^{1/2}: with v = a0^{1/3} at the start
+    and Gamma^{-1/3} at the end,
+
+        delay = lr (1 + noise / (batch s^4)) log((Gamma a0)^{-1/3}),    spread = (lr t noise / batch)^{1/2} / s^2.
+
+    The noise is that at A = 0, an upper bound once other modes are learned.
+    """
+    s = np.asarray(s, float)
+    noise = np.array([noise_along(s, N, row) for row in np.eye(s.size)]) / batch
+    growth = -np.log(np.asarray(inverse_strength(s, N)) * np.asarray(a0)) / 3
+    return lr * (1 + noise / s**4) * growth, np.sqrt(lr * np.asarray(t) * noise) / s**2
 
 
 def first_of(times: ArrayLike, H: int, levels: ArrayLike) -> np.ndarray:

@@ -32,3 +32,11 @@ def test_drops_are_counted_and_ripples_are_not():
 
     curves = np.stack([fall(30), fall(20, 60), fall(15, 45, 80) + 1e-3 * np.sin(t)])
     np.testing.assert_array_equal(which_mode.drops(t, curves), [1, 2, 3])
+
+
+def test_plateaus_lie_before_between_and_after_the_drops():
+    t = np.linspace(0, 100, 401)
+    loss = 2 / (1 + np.exp(t - 20)) + 1 / (1 + np.exp(t - 60))
+    places = which_mode.plateaus(t, loss)
+    np.testing.assert_allclose(loss[places], [3, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(t[places][1], 40, atol=1)

@@ -137,15 +137,17 @@ def test_sgd_multiplies_the_unstable_amplitude_as_said():
 
 def test_noise_along_is_the_variance_over_sampled_prompts():
     rng, P, r = np.random.default_rng(3), 400_000, saddles.growth_rate(S4)
+    directions = {None: S4**2 / r, (0, 1, 0, 0): np.array([0, 1, 0, 0])}
     g = []
     for _ in range(10):
         w, x_q = rng.normal(size=(2, P // 10, 4)) * np.array([np.ones(4), S4**0.5])[:, None]
         x = rng.normal(size=(P // 10, 5, 4)) * S4**0.5  # N = 5, where the terms in 1/N count
         h = np.einsum("bna,bnc,bc->ba", x, x, w) / 5
-        g.append((w * x_q).sum(1) * (h * S4**2 / r * x_q).sum(1))
-    g = np.concatenate(g)
-    assert abs(oracles.z_score(g, r)) < 4
-    assert abs(oracles.z_score((g - r) ** 2, saddles.noise_along(S4, 5))) < 4
+        g.append([(w * x_q).sum(1) * (h * T * x_q).sum(1) for T in directions.values()])
+    for (along, T), one in zip(directions.items(), np.concatenate(g, axis=1), strict=True):
+        mean = S4**2 @ T
+        assert abs(oracles.z_score(one, mean)) < 4
+        assert abs(oracles.z_score((one - mean) ** 2, saddles.noise_along(S4, 5, along))) < 4
 
 
 def test_separate_mode_is_the_exact_flow_of_one_head_and_the_constant_of_the_notes():
@@ -165,6 +167,23 @@ def test_separate_time_is_the_quadrature_of_its_equation():
         for s, g, time in zip(S4, Gamma, closed, strict=True):
             one = quad(lambda x, s=s, g=g: 1 / (3 * s**2 * x ** (4 / 3) * (1 - g * x)), a0, a, epsrel=1e-10)[0]
             assert time == pytest.approx(one, rel=1e-8)
+
+
+def test_sgd_delays_a_head_on_one_mode_as_said():
+    """v -> v + lr v^2 g (1 - Gamma v^3) with noise in g until a = v^3 is half way: mean and spread of the time."""
+    rng, lr, batch, k, a0 = np.random.default_rng(9), 0.1, 64, 1, np.full(4, 1e-3)
+    Gamma = np.asarray(saddles.inverse_strength(S4, N))[k]
+    noise = (saddles.noise_along(S4, N, np.eye(4)[k]) / batch) ** 0.5
+    closed = np.asarray(saddles.separate_time(0.5 / Gamma, a0, S4, N))
+    v, found, step = np.full(4000, 0.1), np.full(4000, np.nan), 0
+    while np.isnan(found).any():
+        rest = 1 - Gamma * v**3
+        found = np.where(np.isnan(found) & (rest < 0.5), lr * step, found)
+        v, step = v + lr * v**2 * (S4[k] ** 2 + noise * rng.normal(size=v.size)) * rest, step + 1
+    delay, spread = saddles.separate_delay(lr, closed, a0, S4, N, batch)
+    # times are multiples of lr, rounded up; a logarithm up to a constant of order one is first order; 4,000 draws
+    assert found.mean() - closed[k] - lr / 2 == pytest.approx(delay[k], abs=0.2 * delay[k] + 4 * spread[k] / 4000**0.5)
+    assert found.std() == pytest.approx(spread[k], rel=0.1)
 
 
 def test_the_first_of_several_heads_is_the_least_of_as_many_independent_times():
