@@ -31,7 +31,7 @@ class LoopedAttention:
     D: int = static()
     L: int = static()
     kind: str = static(default="scalar")
-    power: int = static(default=1)
+    power: ArrayLike = 1.0
 
     @property
     def O(self) -> int:  # noqa: E743
@@ -70,7 +70,7 @@ def looped(D: int, L: int, kind: str = "scalar", power: int = 1) -> LoopedAttent
     kind, power = checks.one_of("kind", kind, KINDS), checks.integer("power", power, 1)
     if kind != "scalar" and power != 1:
         raise checks.refuse("power", f"be 1 for kind {kind!r}", power)
-    return LoopedAttention(checks.integer("D", D, 1), checks.integer("L", L, 1), kind, power)
+    return LoopedAttention(checks.integer("D", D, 1), checks.integer("L", L, 1), kind, np.float64(power))
 
 
 def constant(model: LoopedAttention, w: ArrayLike = 0.0) -> Init:

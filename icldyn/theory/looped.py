@@ -8,11 +8,10 @@ C = (1/P) X^T X and h = (1/P) X^T y, so that w - what_L = (I - Gamma C / L)^L w 
 - RRS (randomly rotated structure): the same, rotated anew in every context, so that Gamma = gamma I.
 
 Losses are 1/2 E (y - f)^2 as everywhere in icldyn (the paper has no 1/2), and t = learning rate x steps for this loss.
+Losses and rates are numpy for numpy arguments and traced for traced ones.
 """
 
-import functools
 import math
-from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,72 +19,26 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from .. import checks
+from .wishart_spectrum import Spectrum, trace_moment
+from .wishart_spectrum import marchenko_pastur as marchenko_pastur
+from .wishart_spectrum import wishart as wishart
 
-Spectrum = tuple[ArrayLike, ArrayLike]  # nodes (n,), weights (n,)
-
-
-@functools.cache
-def trace_moment(powers: tuple[int, ...], D: int, P: int) -> int:
-    """E prod_k tr W^k over `powers` k, for W = X^T X with X (P, D) standard normal; exact, in integers.
-
-    Gaussian integration by parts on the smallest power k,
-    E[tr W^k R] = (P + k - 1) E[tr W^{k-1} R] + sum_{j<k-1} E[tr W^{j+1} tr W^{k-2-j} R] + sum_{m in R} 2m E[tr W^{k+m-1} R/m],
-    where R is the product of the other traces. The number of terms grows as the partitions of sum k: up to 20 is quick.
-    """
-    if not powers:
-        return 1
-    k, rest = powers[0], powers[1:]
-    if k == 0:
-        return D * trace_moment(rest, D, P)
-
-    def moment(*ks: int) -> int:
-        return trace_moment(tuple(sorted(ks)), D, P)
-
-    total = (P + k - 1) * moment(k - 1, *rest) + sum(moment(j + 1, k - 2 - j, *rest) for j in range(k - 1))
-    return total + sum(2 * m * moment(k + m - 1, *rest[:i], *rest[i + 1 :]) for i, m in enumerate(rest))
-
-
-def marchenko_pastur(n: int, alpha: float) -> Spectrum:
-    """Gauss quadrature of lambda rho(lambda), rho the Marchenko-Pastur law of (1/P) X^T X as D -> infinity, P = alpha D.
-
-    lambda rho(lambda) = alpha/(2 pi) ((b - lambda)(lambda - a))^{1/2} is a semicircle of mass 1 with centre 1 + 1/alpha and
-    radius 2 alpha^{-1/2}, for every alpha: lambda = centre + radius cos(theta) leaves the weight sin^2(theta). The mean of f,
-    atom at 0 included, is f(0) + sum_i weight_i (f(node_i) - f(0)) / node_i: exact where f is a polynomial of degree <= 2n.
-    """
-    alpha = checks.real("alpha", alpha, above=0)
-    theta = np.arange(1, checks.integer("n", n, 1) + 1) * np.pi / (n + 1)
-    return 1 + 1 / alpha + 2 / alpha**0.5 * np.cos(theta), 2 / (n + 1) * np.sin(theta) ** 2
-
-
-def wishart(n: int, D: int, P: int) -> Spectrum:
-    """The same of (1/P) X^T X at finite P and D: mean spectral density times lambda, exact for polynomials of degree <= 2n.
-
-    From the exact moments E (1/D) tr C^k, k <= 2n, by Chebyshev's algorithm in fractions and the eigenvalues of the Jacobi
-    matrix. Costs seconds from n = 10 on.
-    """
-    n, D, P = checks.integer("n", n, 1, 12), checks.integer("D", D, 1), checks.integer("P", P, 1)
-    moments = [Fraction(trace_moment((k + 1,), D, P), D * P ** (k + 1)) for k in range(2 * n)]
-    before, now, a, b = [Fraction(0)] * (2 * n), moments, [moments[1] / moments[0]], [Fraction(0)]
-    for k in range(1, n):
-        new = [Fraction(0)] * (2 * n)
-        for j in range(k, 2 * n - k):
-            new[j] = now[j + 1] - a[-1] * now[j] - b[-1] * before[j]
-        a.append(new[k + 1] / new[k] - now[k] / now[k - 1])
-        b.append(new[k] / now[k - 1])
-        before, now = now, new
-    off = np.sqrt([float(v) for v in b[1:]])
-    nodes, vectors = np.linalg.eigh(np.diag([float(v) for v in a]) + np.diag(off, 1) + np.diag(off, -1))
-    return nodes, vectors[0] ** 2
+FLAT = 1e-100  # a rate at which nothing moves any more, far from underflow
 
 
 def remainder(x: Array, L: float) -> Array:
     """(1 - x/L)^L, what L steps leave of a mode with gamma lambda = x; e^-x for L = infinity."""
-    return jnp.exp(-x) if L == math.inf else (1 - x / L) ** L
+    return jnp.exp(-x) if _is_infinite(L) else (1 - x / L) ** L
 
 
 def _slope_of_remainder(x: Array, L: float) -> Array:
     """(1 - x/L)^{L-1}, minus its derivative."""
-    return jnp.exp(-x) if L == math.inf else (1 - x / L) ** (L - 1)
+    return jnp.exp(-x) if _is_infinite(L) else (1 - x / L) ** (L - 1)
+
+
+def _is_infinite(L: float) -> bool:
+    """Whether L is infinite; a traced depth never is."""
+    return isinstance(L, float) and L == math.inf
 
 
 def iso_loss(gamma: Array, L: float, spectrum: Spectrum, noise: float = 0.0) -> Array:
@@ -94,14 +47,14 @@ def iso_loss(gamma: Array, L: float, spectrum: Spectrum, noise: float = 0.0) -> 
     ISO with Gamma = gamma I (their Eq. for finite alpha, halved). `marchenko_pastur(L, alpha)` gives D -> infinity and
     `wishart(L, D, P)` the exact loss at finite size: n = L nodes are exact, for L = infinity take some 64.
     """
-    nodes, weights = map(jnp.asarray, spectrum)
+    nodes, weights = spectrum
     r = remainder(gamma * nodes, L)
     return 0.5 * (1 + weights @ (noise * ((1 - r) / nodes) ** 2 - (1 - r**2) / nodes))
 
 
 def iso_rate(gamma: Array, L: float, spectrum: Spectrum, noise: float = 0.0) -> Array:
     """d gamma / dt = -d loss / d gamma = E[ lambda r (1 - gamma lambda / L)^{L-1} ] - noise E[ (1 - r) (...)^{L-1} ]."""
-    nodes, weights = map(jnp.asarray, spectrum)
+    nodes, weights = spectrum
     r, slope = remainder(gamma * nodes, L), _slope_of_remainder(gamma * nodes, L)
     return weights @ (slope * (r - noise * (1 - r) / nodes))
 
@@ -119,9 +72,9 @@ def _root(rate) -> float:
     from scipy.optimize import brentq
 
     high = 1.0
-    while float(rate(high)) > 0:
+    while rate(high) > 0:
         high *= 1.2
-    return float(brentq(lambda g: float(rate(g)), 0.0, high, xtol=1e-14, rtol=1e-14))
+    return float(brentq(rate, 0.0, high, xtol=1e-14, rtol=1e-14))
 
 
 def sgd_recursion(
@@ -201,13 +154,11 @@ def power_law(D: int, nu: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
 
 def modes_loss(gamma: Array, lam: ArrayLike, omega: ArrayLike, L: float) -> Array:
     """1/2 sum_k omega_k lambda_k (1 - lambda_k gamma_k / L)^{2L} at P = infinity; gamma (D,) for FS or a number for RRS."""
-    lam, omega = jnp.asarray(lam), jnp.asarray(omega)
-    return 0.5 * jnp.sum(omega * lam * remainder(gamma * lam, L) ** 2)
+    return 0.5 * (omega * lam * remainder(gamma * lam, L) ** 2).sum()
 
 
 def fs_rate(gamma: Array, lam: ArrayLike, omega: ArrayLike, L: float) -> Array:
     """d gamma_k / dt = omega_k lambda_k^2 (1 - lambda_k gamma_k / L)^{2L-1}, (D,); twice that for the loss without 1/2."""
-    lam, omega = jnp.asarray(lam), jnp.asarray(omega)
     return omega * lam**2 * remainder(gamma * lam, L) * _slope_of_remainder(gamma * lam, L)
 
 
@@ -231,14 +182,15 @@ def ood_loss(Gamma: Array, Sigma: ArrayLike, Omega: ArrayLike, L: int) -> Array:
 
     At the end of FS, Gamma = L Sigma_train^{-1}, R = (I - Sigma_train^{-1} Sigma)^L grows with L wherever Sigma is far off.
     """
-    Sigma = jnp.asarray(Sigma)
-    R = jnp.linalg.matrix_power(jnp.eye(Sigma.shape[0], dtype=Sigma.dtype) - Gamma @ Sigma / L, L)
-    return 0.5 * jnp.trace(jnp.asarray(Omega) @ R.T @ Sigma @ R)
+    R = np.eye(len(Sigma))
+    for _ in range(L):
+        R = R - Gamma @ Sigma @ R / L
+    return 0.5 * (Omega @ R.T @ Sigma @ R).trace()
 
 
 def rrs_rate(w: Array, lam: ArrayLike, omega: ArrayLike, L: float, power: int = 1) -> Array:
     """dw/dt = (d gamma/dw) sum_k omega_k lambda_k^2 (1 - lambda_k gamma / L)^{2L-1} for gamma = w^power."""
-    return power * w ** (power - 1) * jnp.sum(fs_rate(w**power, lam, omega, L))
+    return power * w ** (power - 1) * fs_rate(w**power, lam, omega, L).sum()
 
 
 def rrs_optimum(L: int, lam: ArrayLike, omega: ArrayLike) -> float:
@@ -246,15 +198,53 @@ def rrs_optimum(L: int, lam: ArrayLike, omega: ArrayLike) -> float:
     return _root(lambda gamma: rrs_rate(gamma, lam, omega, L))
 
 
-def rrs_curve(gamma: ArrayLike, lam: ArrayLike, omega: ArrayLike, L: float) -> tuple[np.ndarray, np.ndarray]:
-    """(t, loss) as functions of an ascending gamma (n,) from 0: t = integral d gamma / rate, which the autonomous flow allows."""
+def rrs_curve(
+    gamma: ArrayLike, lam: ArrayLike, omega: ArrayLike, L: float, power: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """(t, loss), each (n,), where the flow of gamma = w^power passes the ascending values gamma (n,), from the first at t = 0.
+
+    The flow is autonomous, so that t = integral d gamma / (d gamma/dt), with d gamma/dt = power^2 gamma^{2-2/power} sum_k (...).
+    """
     from scipy.integrate import cumulative_simpson
 
     gamma, lam, omega = np.asarray(gamma, float), np.asarray(lam, float), np.asarray(omega, float)
     x = np.multiply.outer(gamma, lam)
     left = np.exp(-x) if L == math.inf else (1 - x / L) ** L
     rate = (left * (left if L == math.inf else (1 - x / L) ** (L - 1))) @ (omega * lam**2)
+    rate *= power**2 * gamma ** (2 - 2 / power)
     return cumulative_simpson(1 / rate, x=gamma, initial=0.0), 0.5 * left**2 @ (omega * lam)
+
+
+def compute_optimal(
+    budgets: ArrayLike, lam: ArrayLike, omega: ArrayLike, widths: ArrayLike, depths: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(loss, N, L), each (budgets,): the best width and depth, of those given, at compute t N^2 L (P = infinity, gamma trained).
+
+    A width N sees the first N modes; the others keep their loss. Where all terms of loss ~ t^{-beta/(2+beta)} + N^{-nu beta} +
+    L^{-beta} count, L grows as N^nu.
+    """
+    from scipy.integrate import cumulative_simpson
+
+    lam, omega, N = np.asarray(lam, float), np.asarray(omega, float), np.asarray(widths, int)
+    budgets, found = np.asarray(budgets, float), []
+    for L in np.asarray(depths, int):
+        gamma = np.linspace(0, 1, 160) ** 2 * 1.97 * L  # |1 - gamma lambda_1 / L| < 1: never at its end
+        left = 1 - np.multiply.outer(gamma, lam[: N.max()]) / L
+        share = (omega * lam)[: N.max()]
+        rates = np.cumsum(left ** (2 * L - 1) * share * lam[: N.max()], axis=1)[:, N - 1]
+        unseen = 0.5 * ((omega * lam).sum() - share.cumsum()[N - 1])
+        losses = 0.5 * np.cumsum(left ** (2 * L) * share, axis=1)[:, N - 1] + unseen
+        for n, rate, loss in zip(N, rates.T, losses.T, strict=True):
+            last = len(rate) if (rate > FLAT).all() else int(np.argmax(rate <= FLAT))
+            t = cumulative_simpson(1 / rate[:last], x=gamma[:last], initial=0.0)
+            found.append(np.interp(budgets / (n**2 * L), t, loss[:last]))
+    best = np.argmin(found, axis=0)
+    return np.min(found, axis=0), N[best % len(N)], np.asarray(depths)[best // len(N)]
+
+
+def compute_exponent(nu: float, beta: float) -> float:
+    """loss ~ compute^-e of `compute_optimal`: 1/e = (2 + beta)/beta + 2/(nu beta) + 1/beta, one term each for t, N^2 and L."""
+    return 1 / ((2 + beta) / beta + 2 / (nu * beta) + 1 / beta)
 
 
 def rrs_time_exponent(beta: float, power: int = 1) -> float:

@@ -187,12 +187,10 @@ def test_loss_on_another_covariance_is_that_of_drawn_tasks():
 @pytest.mark.parametrize("power", [1, 5])
 def test_randomly_rotated_losses_fall_in_time_with_their_exponent(power):
     beta, (lam, omega) = 1.0, looped.power_law(3000, 2.0, 1.0)
-    gamma = np.concatenate([[0], np.geomspace(1e-3, 1e5, 1500)])
-    left = np.exp(-np.multiply.outer(gamma, lam)) ** 2
-    loss, rate = left @ (omega * lam) / 2, left @ (omega * lam**2) * power**2 * gamma ** (2 - 2 / power)
-    t = integrate.cumulative_trapezoid(1 / rate[1:], gamma[1:], initial=0)
-    late = (gamma[1:] > 1e3) & (gamma[1:] < 1e5)  # the last mode has gamma lambda << 1 until 9e6
-    slope = np.polyfit(np.log(t[late]), np.log(loss[1:][late]), 1)[0]
+    gamma = np.geomspace(1e-2, 1e5, 1500)
+    t, loss = looped.rrs_curve(gamma, lam, omega, math.inf, power)
+    late = gamma > 1e3  # the last mode has gamma lambda << 1 until 9e6
+    slope = np.polyfit(np.log(t[late]), np.log(loss[late]), 1)[0]
     assert slope == pytest.approx(-looped.rrs_time_exponent(beta, power), rel=0.01)
 
 
