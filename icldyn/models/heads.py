@@ -20,7 +20,7 @@ An initialiser is a function (key, scale) -> params, as in `linear_attention`.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import Partial
 
 from .. import checks
@@ -56,24 +56,20 @@ class Heads:
             return value | {"U": (self.H, n, self.D)}
         return value | {"K": (self.H, self.R, n), "Q": (self.H, self.R, self.D)}
 
-    def key_query(self, params: Params) -> list[Array]:
-        """Q_h of every head, (D, D) or (D+1, D): sums over R are written out, for lanes in the last axis."""
-        if self.R is None:
-            return list(params["U"])
-        heads = zip(params["K"], params["Q"], strict=True)
-        return [sum(k[:, None] * q[None] for k, q in zip(K, Q, strict=True)) for K, Q in heads]
+    def key_query(self, params: Params) -> Array:
+        """Q_h of every head, (H, D, D) or (H, D+1, D)."""
+        return params["U"] if self.R is None else jnp.einsum("hra,hrk->hak", params["K"], params["Q"])
 
     def matrix(self, params: Params) -> Array:
         """A (D, D), for zero blocks: yhat_q = h^T A x_q."""
-        return sum(v * U for v, U in zip(params["v"], self.key_query(params), strict=True))
+        return jnp.einsum("h,hak->ak", params["v"], self.key_query(params))
 
     def tensor(self, params: Params) -> Array:
         """M (D+1, D+1, D): yhat_q = sum_abk M_abk G_ab x_qk."""
         D = self.D
         if self.zero_blocks:
             return jnp.zeros((D + 1, D + 1, D), params["v"].dtype).at[D, :D].set(self.matrix(params))
-        pairs = zip(params["v"], self.key_query(params), strict=True)
-        return sum(v[:, None, None] * U[None] for v, U in pairs)
+        return jnp.einsum("ha,hbk->abk", params["v"], self.key_query(params))
 
     def kernel(self, params: Params) -> Array:
         """(D, n): yhat_q = sum_k x_qk (kernel g)_k, g (n,) all that the answer takes from a context.
@@ -82,7 +78,7 @@ class Heads:
         """
         if self.zero_blocks:
             return self.matrix(params).T
-        return fold(self.tensor(params))
+        return _folded(params["v"], self.key_query(params)).T
 
     def apply(self, params: Params, x: Array, y: Array, x_q: Array) -> Array:
         """yhat_q (B, 1) for contexts x (B, N, D), y (B, N, 1) and queries x_q (B, D)."""
@@ -156,6 +152,39 @@ def fold(M: Array) -> Array:
     both = (M + M.swapaxes(0, 1)).transpose(2, 0, 1)
     rows = [part for a in range(M.shape[0]) for part in (both[:, a, a : a + 1] / 2, both[:, a, a + 1 :])]
     return jnp.concatenate(rows, axis=1)
+
+
+@jax.custom_vjp
+def _folded(v: Array, U: Array) -> Array:
+    """`fold` of sum_h v_h (x) U_h, transposed: (n, D). v (H, D+1), U (H, D+1, D).
+
+    It and its gradient are written out over the pairs: several times faster than through M, with lanes in the last axis.
+    """
+    H, n = v.shape
+    rows = []
+    for a in range(n):
+        rows.append(sum(v[h, a] * U[h, a] for h in range(H))[None])
+        if a + 1 < n:
+            rows.append(sum(v[h, a] * U[h, a + 1 :] + v[h, a + 1 :, None] * U[h, a][None] for h in range(H)))
+    return jnp.concatenate([lax.optimization_barrier(row) for row in rows])
+
+
+def _folded_forward(v: Array, U: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _folded(v, U), (v, U)
+
+
+def _folded_backward(held: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    v, U = held
+    n, D = U.shape[1:]
+    pair = np.zeros((n, n), int)
+    pair[np.triu_indices(n)] = np.arange(len(g))
+    pair = np.maximum(pair, pair.T)
+    dv = [sum(g[pair[a, b], k] * U[:, b, k] for b in range(n) for k in range(D)) for a in range(n)]
+    dU = [sum(g[pair[a, b]][None] * v[:, a, None] for a in range(n)) for b in range(n)]
+    return tuple(jnp.stack([lax.optimization_barrier(part) for part in parts], axis=1) for parts in (dv, dU))
+
+
+_folded.defvjp(_folded_forward, _folded_backward)
 
 
 def _gaussian(like: Params, key: Array, scale: Array) -> Params:

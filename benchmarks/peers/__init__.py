@@ -1,0 +1,1 @@
+"""What users would otherwise run: plain training loops, written from the equations."""
