@@ -52,31 +52,35 @@ class RidgePath:
         pool = pool * (d**0.5 / jnp.linalg.norm(pool, axis=1, keepdims=True))
         held = jnp.where(jnp.arange(self.most, dtype=dtype) < k, 1 / k, 0)  # uniform over the first k
 
-        def add(i: Array, sums):
-            phi, y = self._contexts(jax.random.fold_in(key_data, i), pool)
-            number = i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-            kept = (number < n.astype(jnp.int32)).astype(dtype)
-            phi, y = phi * kept[:, None], y * kept
-            return sums[0] + phi.T @ phi, sums[1] + y @ phi, sums[2] + y @ y
+        def add(i: Array, carry):
+            (C, b, yy), (x, v, y) = (
+                carry  # drawn a turn earlier: what a loop carries is not computed again in every fusion
+            )
+            phi = (x[:, :, None] * v[:, None, :]).reshape(CHUNK, p)
+            return (C + phi.T @ phi, b + y @ phi, yy + y @ y), self._contexts(key_data, i, pool)
 
         nothing = (jnp.zeros((p, p), dtype), jnp.zeros(p, dtype), jnp.zeros((), dtype))
-        C, b, yy = lax.fori_loop(0, jnp.ceil(n / CHUNK).astype(jnp.int32), add, nothing)
+        no_contexts = (jnp.zeros((CHUNK, d), dtype), jnp.zeros((CHUNK, d + 1), dtype), jnp.zeros(CHUNK, dtype))
+        turns = jnp.ceil(n / CHUNK).astype(jnp.int32) + 1
+        (C, b, yy), _ = lax.fori_loop(0, turns, add, (nothing, no_contexts))
         data = {"C": d / n * C, "b": d / n * b, "yy": yy / n}
         data |= {"mu": held @ pool, "R": (pool * held[:, None]).T @ pool}
         return data | {"Gamma": jnp.zeros((d, d + 1), dtype), "lam": first, "ratio": ratio}
 
-    def _contexts(self, key: Array, pool: Array) -> tuple[Array, Array]:
-        """phi (CHUNK, p) and y_q (CHUNK,) of fresh contexts."""
+    def _contexts(self, key: Array, i: Array, pool: Array) -> tuple[Array, Array, Array]:
+        """x_q (CHUNK, d), v (CHUNK, d+1) and y_q (CHUNK,) of the i-th chunk of contexts; x_q and y_q are 0 beyond the n-th."""
         d, dtype = self.d, pool.dtype
-        k, l, rho = (jnp.asarray(a, dtype) for a in (self.k, self.l, self.rho))
-        key_task, key_normal = jax.random.split(key)
+        n, k, l, rho = (jnp.asarray(a, dtype) for a in (self.n, self.k, self.l, self.rho))
+        key_task, key_normal = jax.random.split(jax.random.fold_in(key, i))
         w = pool[jnp.floor(k * jax.random.uniform(key_task, (CHUNK,), dtype)).astype(jnp.int32)]
         z = jax.random.normal(key_normal, (CHUNK, 2 * d + 3), dtype)
         chi = chi_from_normal(jnp.asarray(self.chi, dtype), z[None, :, 0])[0]
         v = finite_pool.context_statistics(w, chi, z[:, 1], z[:, 3 : 3 + d], l, rho)
         x = z[:, 3 + d :] / d**0.5
         y = jnp.sum(w * x, axis=1) + jnp.sqrt(rho) * z[:, 2]
-        return (x[:, :, None] * v[:, None, :]).reshape(CHUNK, -1), y
+        number = i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
+        kept = (number < n.astype(jnp.int32)).astype(dtype)
+        return x * kept[:, None], v, y * kept
 
     def loss(self, params: Params, key: Array | None = None) -> Array:
         """The loss; the key is ignored."""

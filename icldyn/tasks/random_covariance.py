@@ -11,7 +11,7 @@ independent of all labels, so with one more pair (x', y') of the same task
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from .. import checks
@@ -36,8 +36,8 @@ class RandomCovariance:
         """B prompts, their contexts as the one pair (h, 1): N + 3 D normals and D exponentials a prompt."""
         D, scale = self.D, jnp.asarray(self.scale)
         key_l, key_normal = jax.random.split(key)
-        l = scale * jax.random.exponential(key_l, (B, D), scale.dtype)
-        g = jax.random.normal(key_normal, (B, 3 * D + self.N), scale.dtype)
+        l = scale * lax.optimization_barrier(jax.random.exponential(key_l, (B, D), scale.dtype))
+        g = lax.optimization_barrier(jax.random.normal(key_normal, (B, 3 * D + self.N), scale.dtype))  # drawn once
         w, other, x_q, y = jnp.split(g, (D, 2 * D, 3 * D), axis=1)
         other, x_q = jnp.sqrt(l) * other, jnp.sqrt(l) * x_q
         along = l * w / jnp.sum(l * w**2, axis=1, keepdims=True)  # Lambda w / v
