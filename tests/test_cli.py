@@ -72,7 +72,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
     [
         (
             ["walk"],
-            "Argument `verb` must be one of check, info, list, plot, run, submit, sweep, verify, but is 'walk'.",
+            "Argument `verb` must be one of check, info, list, plot, replay, run, submit, sweep, verify, but is 'walk'.",
         ),
         (["rum"], "did you mean 'run'?"),
         (["run"], "Argument `study` must be one of mainali2025, but is missing"),

@@ -20,7 +20,7 @@ An initialiser is a function (key, scale) -> params, as in `linear_attention`.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.tree_util import Partial
 
 from .. import checks
@@ -78,7 +78,7 @@ class Heads:
         """
         if self.zero_blocks:
             return self.matrix(params).T
-        return _folded(params["v"], self.key_query(params)).T
+        return _folded(params["v"], self.key_query(params))
 
     def apply(self, params: Params, x: Array, y: Array, x_q: Array) -> Array:
         """yhat_q (B, 1) for contexts x (B, N, D), y (B, N, 1) and queries x_q (B, D)."""
@@ -156,17 +156,8 @@ def fold(M: Array) -> Array:
 
 @jax.custom_vjp
 def _folded(v: Array, U: Array) -> Array:
-    """`fold` of sum_h v_h (x) U_h, transposed: (n, D). v (H, D+1), U (H, D+1, D).
-
-    It and its gradient are written out over the pairs: several times faster than through M, with lanes in the last axis.
-    """
-    H, n = v.shape
-    rows = []
-    for a in range(n):
-        rows.append(sum(v[h, a] * U[h, a] for h in range(H))[None])
-        if a + 1 < n:
-            rows.append(sum(v[h, a] * U[h, a + 1 :] + v[h, a + 1 :, None] * U[h, a][None] for h in range(H)))
-    return jnp.concatenate([lax.optimization_barrier(row) for row in rows])
+    """`fold` of sum_h v_h (x) U_h; its gradient unfolds by index, where jax would add up one padded slice a pair."""
+    return fold(jnp.einsum("ha,hbk->abk", v, U))
 
 
 def _folded_forward(v: Array, U: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -175,13 +166,11 @@ def _folded_forward(v: Array, U: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _folded_backward(held: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     v, U = held
-    n, D = U.shape[1:]
+    n = v.shape[1]
     pair = np.zeros((n, n), int)
-    pair[np.triu_indices(n)] = np.arange(len(g))
-    pair = np.maximum(pair, pair.T)
-    dv = [sum(g[pair[a, b], k] * U[:, b, k] for b in range(n) for k in range(D)) for a in range(n)]
-    dU = [sum(g[pair[a, b]][None] * v[:, a, None] for a in range(n)) for b in range(n)]
-    return tuple(jnp.stack([lax.optimization_barrier(part) for part in parts], axis=1) for parts in (dv, dU))
+    pair[np.triu_indices(n)] = np.arange(g.shape[1])
+    G = g[:, np.maximum(pair, pair.T)]  # (D, n, n)
+    return jnp.einsum("kab,hbk->ha", G, U), jnp.einsum("kab,ha->hbk", G, v)
 
 
 _folded.defvjp(_folded_forward, _folded_backward)
