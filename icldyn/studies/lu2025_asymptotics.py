@@ -284,7 +284,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
         errors = [seeds[_name(tau, kappa)].mean("icl")[-1] for tau in config.taus]
         peak = config.taus[int(np.argmax(errors))]
         claim(
-            f"Double descent: e_ICL without ridge peaks at tau = 1, kappa = {kappa:g}",
+            f"Double descent: e_ICL without ridge peaks near n = d (d + 1), tau = {1 + 1 / config.d:.3g}, kappa = {kappa:g}",
             peak,
             low=0.89,
             high=1 + 2 / config.d,
@@ -447,7 +447,7 @@ def _figure_ridge(config: Config, seeds: Trajectories, theory: Trajectories) -> 
         ax.set(
             title=title, xlabel=r"ridge $\lambda$", ylabel=rf"$e_\mathrm{{{kind.upper()}}}$", xscale="log", yscale="log"
         )
-        ax.legend()
+    axes[0].legend()
     return figure
 
 
