@@ -12,7 +12,7 @@ Here seeds of online SGD meet three exact theories:
 
 Conventions: loss 1/2 (y_q - yhat_q)^2, t = lr x steps, context sums divided by N, zero blocks; the paper's MSE has no 1/2, so
 its losses are twice ours and its events come at half our t, and its code does not divide by N. Gaussian weights have |v_h| and
-|U_h| of root mean square `scale`. A seed escapes when its exact loss is halfway from tr S / 2 to the end.
+|U_h| of root mean square `spread`. A seed escapes when its exact loss is halfway from tr S / 2 to the end.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Config:
     """Learning rates of the sweep that shows where the flow stops predicting."""
     batch: int = 64
     """Prompts a step."""
-    scale: float = 1e-6
+    spread: float = 1e-6
     """Root mean square of the initial |v_h| and |U_h|."""
     t_end: float = 180.0
     """Time lr x steps."""
@@ -76,7 +76,7 @@ SCALES = {
 SIZES = {"seeds": (DRAWN, 10**8), "flows": (DRAWN, 10**4), "H": (1, 10**3), "N": (2, 10**9), "batch": (1, 2**20)}
 REALS: dict[str, dict[str, float]] = {
     "lr": {"above": 0},
-    "scale": {"above": 1e-12, "most": 0.1},  # above it the start is not at the saddle
+    "spread": {"above": 1e-12, "most": 0.1},  # above it the start is not at the saddle
     "t_end": {"above": 1e-6, "most": 1e9},
     "white_start": {"above": 1e-15},
 }
@@ -138,8 +138,8 @@ def experiments(config: Config) -> dict[str, Any]:
         )
 
     return {
-        "online": online(config.s, ic.heads.gaussian(model), config.lr, config.scale),
-        "sweep": online(config.s, ic.heads.gaussian(model), list(config.lrs), config.scale),
+        "online": online(config.s, ic.heads.gaussian(model), config.lr, config.spread),
+        "sweep": online(config.s, ic.heads.gaussian(model), list(config.lrs), config.spread),
         "white": online(_white(config), white, config.lr, 1.0),
     }
 
@@ -189,7 +189,7 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
 def _starts(config: Config, seeds: int) -> dict[str, np.ndarray]:
     """The weights that so many seeds start from."""
     model = ic.merged(len(config.s), config.H)
-    return ic.initial_params(ic.heads.gaussian(model), seeds=seeds, init_scale=config.scale)
+    return ic.initial_params(ic.heads.gaussian(model), seeds=seeds, init_scale=config.spread)
 
 
 def _along(config: Config) -> dict[str, np.ndarray]:
@@ -202,7 +202,7 @@ def _along(config: Config) -> dict[str, np.ndarray]:
 def _typical(config: Config) -> float:
     """exp E log |z|^2 of Gaussian weights."""
     mean, _ = ic.saddles.escape_spread(config.s, config.H)
-    variance = config.scale**2 * (1 + 1 / len(config.s) ** 2) / 2  # of z_h
+    variance = config.spread**2 * (1 + 1 / len(config.s) ** 2) / 2  # of z_h
     return float(variance * np.exp(2 * ic.saddles.growth_rate(config.s) * mean))
 
 
@@ -273,7 +273,7 @@ def _escape_claims(config: Config, seeds: Trajectories, theory: Trajectories, cl
     r, centre = ic.saddles.growth_rate(s), float(_escape(config, theory["along"]))
     _, law = ic.saddles.escape_spread(s, config.H)
     delay, spread = ic.saddles.sgd_delay(config.lr, centre, s, config.N, config.batch)
-    if (tuple(config.s), config.N, config.H, config.scale) == (NOTES_S, 31, 8, 1e-6):
+    if (tuple(config.s), config.N, config.H, config.spread) == (NOTES_S, 31, 8, 1e-6):
         curve, first = 2 * theory["along"]["loss"], min(NOTES_LOSS)
         shift = np.interp(-NOTES_LOSS[first], -curve, run.t) - first
         claim(

@@ -54,7 +54,7 @@ class Config:
     """Fixed prompts of each mixture."""
     lr: float = 0.1
     """Learning rate."""
-    scale: float = 1e-3
+    spread: float = 1e-3
     """Root mean square of the initial |p_h| and |Q_h|."""
     t_end: float = 200.0
     """Time lr x steps."""
@@ -64,7 +64,7 @@ SCALES = {
     "smoke": Config(seeds=32, flows=16, portions=(0.0, 0.5, 1.0), prompts=10_000, t_end=130.0),
     "laptop": Config(),
     "paper": Config(
-        seeds=10_000, flows=256, portions=tuple(k / 10 for k in range(11)), prompts=200_000, lr=0.02, scale=1e-6
+        seeds=10_000, flows=256, portions=tuple(k / 10 for k in range(11)), prompts=200_000, lr=0.02, spread=1e-6
     ),
 }
 
@@ -78,7 +78,7 @@ SIZES = {
 }
 REALS: dict[str, dict[str, float]] = {
     "lr": {"above": 0},
-    "scale": {"above": 1e-12, "most": 1},
+    "spread": {"above": 1e-12, "most": 1},
     "t_end": {"above": 1e-6, "most": 1e7},
 }
 
@@ -120,7 +120,7 @@ def experiments(config: Config) -> dict[str, Any]:
             seeds=config.seeds,
             lr=config.lr,
             t_end=config.t_end,
-            init_scale=config.scale,
+            init_scale=config.spread,
             measures=_measures(config),
             records=129,
         )
@@ -175,7 +175,7 @@ def _measures(config: Config) -> dict[str, Any]:
 def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     """The flow of the exact loss of every mixture, from the seeds' own weights."""
     init, out = ic.heads.gaussian(_model(config)), {}
-    starts = ic.initial_params(init, seeds=min(config.flows, config.seeds), init_scale=config.scale)
+    starts = ic.initial_params(init, seeds=min(config.flows, config.seeds), init_scale=config.spread)
     for k, portion in enumerate(config.portions):
         field, t = ic.gradient_flow(_exact(config, portion)), seeds[f"portion{k}"].t
         out[f"portion{k}"] = ic.flow(field, starts, t, measures=_measures(config), many=True)
@@ -223,7 +223,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
         claim("The one task alone: in-context loss, end over start", 2 * ends["in_context"][-1], low=1)
         weight, context = (_half(seeds[name], "in_weight") for name in (names[-1], names[0]))
         rates = [_growth_rate(config, portion) for portion in (config.portions[-1], config.portions[0])]
-        # times are log(1/scale) / r up to constants in the logarithm
+        # times are log(1/spread) / r up to constants in the logarithm
         ratio = np.median(weight) / np.median(context) / (rates[1] / rates[0])
         claim(
             "Time to learn one task over that of random tasks, over the inverse ratio of growth rates", ratio, 0.8, 1.25

@@ -14,7 +14,7 @@ Here seeds of online SGD meet these exact theories:
 
 Conventions: loss 1/2 (y_q - yhat_q)^2, t = lr x steps, context sums divided by N, zero blocks; the paper's MSE has no 1/2, so
 its losses are twice ours and its events come at half our t, and its code does not divide by N. Gaussian weights have |v_h|,
-|K_h| and |Q_h| of root mean square `scale`, for every R. A mode is learned when it is halfway to 1/Gamma_a.
+|K_h| and |Q_h| of root mean square `spread`, for every R. A mode is learned when it is halfway to 1/Gamma_a.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Config:
     """|v| = |k| = |q| at the start of the head on each mode: far enough apart in time that the loss rests on every rung."""
     t_aligned: float = 900.0
     """Time of the heads on one mode each."""
-    scale: float = 0.2
+    spread: float = 0.2
     """Root mean square of the initial |v_h|, |K_h|, |Q_h| of Gaussian weights."""
     t_end: float = 400.0
     """Time of the runs from Gaussian weights."""
@@ -86,7 +86,7 @@ SCALES = {
         lr=0.02,
         lrs=(0.16, 0.08, 0.04),
         batch=256,
-        scale=0.05,
+        spread=0.05,
         t_end=4000.0,
         ranks=(1, 2, 3, 4),
     ),
@@ -95,7 +95,7 @@ SCALES = {
 SIZES = {"seeds": (DRAWN, OTHERS), "flows": (DRAWN, 10**4), "H": (1, 10**3), "N": (2, 10**9), "batch": (1, 2**20)}
 REALS: dict[str, dict[str, float]] = {
     "lr": {"above": 0},
-    "scale": {"above": 1e-6, "most": 1},
+    "spread": {"above": 1e-6, "most": 1},
     "t_end": {"above": 1e-6, "most": 1e7},
     "t_aligned": {"above": 1e-6, "most": 1e7},
 }
@@ -174,8 +174,8 @@ def experiments(config: Config) -> dict[str, Any]:
     out = {"aligned": online(one, aligned, config.lr, 1.0, config.t_aligned)}
     for R in config.ranks:
         model = ic.separate(len(config.s), config.H, R)
-        out[f"rank{R}"] = online(model, ic.heads.gaussian(model), config.lr, config.scale, config.t_end)
-    out["sweep"] = online(one, ic.heads.gaussian(one), list(config.lrs), config.scale, config.t_end, records=9)
+        out[f"rank{R}"] = online(model, ic.heads.gaussian(model), config.lr, config.spread, config.t_end)
+    out["sweep"] = online(one, ic.heads.gaussian(one), list(config.lrs), config.spread, config.t_end, records=9)
     return out
 
 
@@ -225,13 +225,13 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
 
     for R in config.ranks:
         model, run = ic.separate(s.size, config.H, R), seeds[f"rank{R}"]
-        own = ic.initial_params(ic.heads.gaussian(model), seeds=run.num_seeds, init_scale=config.scale)
+        own = ic.initial_params(ic.heads.gaussian(model), seeds=run.num_seeds, init_scale=config.spread)
         measures = {n: f for n, f in _measures(task, model).items() if n in ("strength", "by_head", "loss")}
         out[f"rank{R}"] = flow(model, {n: w[:count] for n, w in own.items()}, run.t, measures)
     one, alone = ic.separate(s.size, config.H, 1), ic.separate(s.size, 1, 1)
     for name, first in (("alone", 0), ("others", OTHERS)):
         ids = list(range(first, first + config.seeds))
-        starts = ic.initial_params(ic.heads.gaussian(one), seeds=ids, init_scale=config.scale)
+        starts = ic.initial_params(ic.heads.gaussian(one), seeds=ids, init_scale=config.spread)
         heads = {n: w[: 4 * count].reshape(-1, 1, *w.shape[2:]) for n, w in starts.items()}
         out[name] = flow(alone, heads, seeds["rank1"].t, {"loss": ic.population(task, alone).loss})
     return out
@@ -326,7 +326,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     )
 
     for R in config.ranks:
-        gap, high = _gap(config, seeds[f"rank{R}"], theory[f"rank{R}"], config.scale, theory[f"rank{R}"].num_seeds)
+        gap, high = _gap(config, seeds[f"rank{R}"], theory[f"rank{R}"], config.spread, theory[f"rank{R}"].num_seeds)
         claim(
             f"Gaussian weights, R = {R}: mean modes of SGD follow the flows of the same weights (gap)",
             gap,
