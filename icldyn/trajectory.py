@@ -136,6 +136,11 @@ class Trajectory:
         count, mean, _ = self._moments(name)
         return np.where(count > 0, mean, np.nan)
 
+    def standard_deviation(self, name: str) -> np.ndarray:
+        """Standard deviation over the seeds that stayed finite; NaN for fewer than two."""
+        count, _, squares = self._moments(name)
+        return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
+
     def standard_error(self, name: str) -> np.ndarray:
         """Standard error of `mean`."""
         count, _, squares = self._moments(name)

@@ -3,10 +3,11 @@
 A one-layer linear transformer trained on in-context linear regression learns the eigenmodes of the input covariance one after
 another, mode a at a rate s_a^2, along logistic curves, with conserved quantities that tie its value and key-query weights.
 
-Here thousands of seeds of the paper's model (all four blocks of the full W_P and W_Q) meet three theories:
+Here thousands of seeds of the paper's model (all four blocks of the full W_P and W_Q) meet four theories:
 
 - the paper's closed form (`logistic`): exact as N -> infinity;
 - the exact coupled flow of the aligned modes at finite N (`null_blocks`), which no longer conserves p_a^2 - q_a^2 mode by mode;
+- the covariance of SGD along that flow (`spread`), which predicts the band of the seeds and not only their mean;
 - the exact gradient flow of the full population loss (`population`) from unaligned starts. It shows how alignment arises, and
   that with all blocks Gaussian every mode takes one of two routes: yhat = p2 H q1 x_q or, through the "null" blocks,
   yhat = p1 H^T q2 x_q, which tasks that share the eigenbasis (W symmetric) allow.
@@ -40,6 +41,9 @@ REFERENCE_S = (1.0, 0.6, 0.3, 0.15)  # a wider spectrum from a smaller start, .1
 REFERENCE_STEPS = 2000
 OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # beside the axes
 DRAWN = 400  # seeds drawn one by one, at most
+LINEAR = (
+    0.1  # of shift over spread: above it the spread of seeds that leave a saddle is not yet, or no longer, Gaussian
+)
 FLOW_STARTS = 64  # unaligned seeds whose own exact flow is solved
 
 
@@ -243,7 +247,23 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
                 dims=ic.modes.DIMS,
                 many=True,
             )
+    main = _main_N(config)
+    out["spread"] = _spread(config, main, seeds[f"N{main}"].t)
     return out
+
+
+def _spread(config: Config, N: int, t: np.ndarray):
+    """The exact coupled flow with the standard deviation over seeds that SGD adds to it."""
+    from jax.tree_util import Partial
+
+    s, start = np.asarray(config.s), np.full(len(config.s), config.start)
+    exact, noise = Partial(_loss, s, float(N)), Partial(_noise, s, float(N))
+    settings = {"lr": config.lr, "batch": config.batch, "measures": {"strength": _strength}, "dims": ic.modes.DIMS}
+    return ic.spread(exact, noise, {"p": start, "q": start}, t, **settings)
+
+
+def _noise(s, N, w):
+    return ic.gradient_noise.modes_noise(w["p"], w["q"], s, N)
 
 
 def _unaligned(model) -> dict[str, Any]:
@@ -401,6 +421,17 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     )
     claim("The exact flow's final loss is at the exact optimum (relative excess)", end / optimum - 1, low=0, high=5e-3)
 
+    spread, run = theory["spread"], seeds[f"N{main}"]
+    ratio = spread["strength_sd"][1:] / run.standard_deviation("strength")[1:]
+    reach = np.abs(spread["strength_shift"][1:] / spread["strength_sd"][1:]).max()
+    some = max(0.1, 4 / (2 * run.num_seeds) ** 0.5)  # 10%, or four standard errors of a standard deviation
+    claim(
+        "Standard deviation over seeds of the mode strengths, predicted over measured (mean log over t, worst mode)",
+        np.abs(np.log(ratio).mean(0)).max(),
+        **({"high": some} if reach < LINEAR else {}),
+    )
+    claim(f"Its linearisation: largest shift of a mean by noise over the spread (holds below {LINEAR})", reach)
+
     for N in (8, 20):
         apart = (seeds[f"reference_N{N}"].mean("strength") / theory[f"exact_reference_N{N}"]["strength"] - 1)[1:, 2]
         when = f"at steps {REFERENCE_STEPS // 2} and {REFERENCE_STEPS}"
@@ -430,7 +461,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
-    """The figures (a) to (h)."""
+    """The figures (a) to (j)."""
     import matplotlib.pyplot as plt
 
     with ic.style():
@@ -441,6 +472,7 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             "escape_and_fixed_point": _figure_escape(config, seeds, theory),
             "where_the_closed_form_holds": _figure_closed_form(config, seeds, theory),
             "alignment": _figure_alignment(config, seeds, theory),
+            "spread": _figure_spread(config, seeds, theory),
         }
         for figure in drawn.values():
             figure.canvas.draw()
@@ -681,6 +713,29 @@ def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories)
         ylabel="seed",
         aspect="equal",
     )
+    return figure
+
+
+def _figure_spread(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
+    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
+    N, spread = _main_N(config), theory["spread"]
+    run = seeds[f"N{N}"]
+    normal = (0.158655, 0.841345)  # one standard deviation of a Gaussian
+    ic.overlay(run, {"exact flow": spread}, "strength", left, band=normal, labels=_mode_labels(config))
+    mean = spread["strength"] + spread["strength_shift"] + spread["strength_shift_steps"]
+    for side in (-1, 1):
+        left.plot(spread.t, mean + side * spread["strength_sd"], "k:", linewidth=0.8)
+    left.plot([], [], "k:", linewidth=0.8, label="predicted, ±1 sd")
+    left.legend(title=f"{run.coverage}, 16%–84% band", title_fontsize=7.5, loc="lower right")
+    left.set(title=f"(i) band of the seeds, N/d = {N / len(config.s):g}", ylabel=r"$a_\alpha$")
+    left.set(xlim=(0, run.t[-1]), ylim=(0, None))
+    deviation = run.standard_deviation("strength")
+    for k, label in enumerate(_mode_labels(config)):
+        right.plot(run.t, deviation[:, k], color=f"C{k}", label=label)
+        right.plot(spread.t, spread["strength_sd"][:, k], "k--", linewidth=1, label=None if k else "predicted")
+    right.set(title=f"(j) its width, lr = {config.lr:g}, batch {config.batch}", xlabel="time $t$")
+    right.set(ylabel=r"standard deviation of $a_\alpha$", xlim=(0, run.t[-1]), ylim=(0, None))
+    right.legend(**OUTSIDE)
     return figure
 
 
