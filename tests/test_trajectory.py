@@ -20,6 +20,7 @@ def test_statistics_leave_out_exactly_the_seeds_that_diverged():
     assert run.diverged == 1 and run.finite().tolist() == [True, True, False, True]
     kept = run["a"][[0, 1, 3]]
     np.testing.assert_allclose(run.mean("a"), kept.mean(0))
+    np.testing.assert_allclose(run.standard_deviation("a"), kept.std(0, ddof=1))
     np.testing.assert_allclose(run.standard_error("a"), kept.std(0, ddof=1) / np.sqrt(3))
     np.testing.assert_allclose(run.quantile("a", (0.25, 0.5)), np.quantile(kept, (0.25, 0.5), axis=0))
     np.testing.assert_allclose(run.mean("loss"), run["loss"][[0, 1, 3]].mean(0))

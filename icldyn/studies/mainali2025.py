@@ -726,7 +726,8 @@ def _figure_spread(config: Config, seeds: Trajectories, theory: Trajectories) ->
     for side in (-1, 1):
         left.plot(spread.t, mean + side * spread["strength_sd"], "k:", linewidth=0.8)
     left.plot([], [], "k:", linewidth=0.8, label="predicted, ±1 sd")
-    left.legend(title=f"{run.coverage}, 16%–84% band", title_fontsize=7.5, loc="lower right")
+    handles, labels = left.get_legend_handles_labels()  # the modes have their colours from the other panel
+    left.legend(handles[-2:], labels[-2:], title=f"{run.coverage}, 16%–84% band", title_fontsize=7.5, loc="lower right")
     left.set(title=f"(i) band of the seeds, N/d = {N / len(config.s):g}", ylabel=r"$a_\alpha$")
     left.set(xlim=(0, run.t[-1]), ylim=(0, None))
     deviation = run.standard_deviation("strength")
