@@ -77,7 +77,7 @@ class Config:
 
 
 SCALES = {
-    "smoke": Config(seeds=32, flows=16, lr=0.2, lrs=(0.4,), t_aligned=800.0, t_end=200.0, ranks=(1, 4)),
+    "smoke": Config(seeds=32, flows=16, lr=0.2, lrs=(0.4,), t_aligned=800.0, t_end=200.0, ranks=(1,)),
     "laptop": Config(),
     "paper": Config(
         seeds=10_000,
