@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine.flow import gradient_flow as gradient_flow
     from .engine.spread import spread as spread
     from .measures import modes as modes
+    from .measures import which_mode as which_mode
     from .models import deep_attention as deep_attention
     from .models import heads as heads
     from .models import looped_attention as looped_attention
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .theory import gradient_noise as gradient_noise
     from .theory import logistic as logistic
     from .theory import looped as looped
+    from .theory import mixtures as mixtures
     from .theory import null_blocks as null_blocks
     from .theory import one_layer as one_layer
     from .theory import saddles as saddles
@@ -80,6 +82,7 @@ _HOME = {
     "looped": "theory",
     "looped_attention": "models",
     "merged": "models.heads",
+    "mixtures": "theory",
     "modes": "measures",
     "null_blocks": "theory",
     "one_layer": "theory",
@@ -89,11 +92,12 @@ _HOME = {
     "queries": "objectives",
     "saddles": "theory",
     "sampled": "objectives",
-    "spread": "engine.spread",
     "separate": "models.heads",
+    "spread": "engine.spread",
     "statistics": "objectives",
     "study_names": "study",
     "style": "plot.overlay",
+    "which_mode": "measures",
 }
 __all__ = sorted(_HOME)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 NOTES_S = (0.4, 0.3, 0.2, 0.1)
 NOTES_LOSS = {80.0: 0.307, 120.0: 0.172, 180.0: 0.146}  # 2L at our t of one flow with H = 8, N = 31 and entries of 1e-6
 LATE = 3000.0  # when the flows of the notes' spectrum have ended
+SPARSE = 8  # records between those at which the spread is predicted
+LINEAR = 0.1  # of shift over spread: above it seeds that leave a saddle are not spread as a Gaussian
 DRAWN = 8  # seeds drawn one by one
 DIMS = {"strength": ("mode",), "share": ("head",), "conserved": ("head",)}
 
@@ -120,8 +122,7 @@ def experiments(config: Config) -> dict[str, Any]:
     check(config)
     D, H = len(config.s), config.H
     model = ic.merged(D, H)
-    u = (config.white_start / D**0.5 / H) ** 0.5
-    white = ic.heads.given(model, v=np.full(H, D**0.5 * u), U=np.tile(u * np.eye(D), (H, 1, 1)))
+    white = ic.heads.given(model, **_white_start(config))
 
     def online(s, init, lr, scale: float):
         task = ic.linear_regression(config.N, s, family="scalar")
@@ -146,6 +147,13 @@ def experiments(config: Config) -> dict[str, Any]:
 
 def _white(config: Config) -> np.ndarray:
     return np.full(len(config.s), np.mean(config.s))
+
+
+def _white_start(config: Config) -> dict[str, np.ndarray]:
+    """Balanced heads, all alike, with A = white_start I."""
+    D, H = len(config.s), config.H
+    u = (config.white_start / D**0.5 / H) ** 0.5
+    return {"v": np.full(H, D**0.5 * u), "U": np.tile(u * np.eye(D), (H, 1, 1))}
 
 
 def _measures(task, model) -> dict[str, Any]:
@@ -182,8 +190,18 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     a = np.asarray(ic.saddles.merged_white(t, config.white_start, s[0], config.N, s.size))
     a = np.repeat(a[:, None], s.size, axis=1)
     values = {"strength": a, "loss": np.asarray(ic.logistic.loss(a, s, config.N))}
+    out["spread"] = _spread(config, seeds["white"].t[::SPARSE])
     out["white"] = ic.Trajectory(values, {"strength": ("time", "mode"), "loss": ("time",)}, {"t": (("time",), t)})
     return out
+
+
+def _spread(config: Config, t: np.ndarray):
+    """The flow of the white run with the standard deviation over seeds that SGD adds to it."""
+    model, task = ic.merged(len(config.s), config.H), ic.linear_regression(config.N, _white(config), family="scalar")
+    measures = {name: f for name, f in _measures(task, model).items() if name in ("strength", "loss")}
+    noise = ic.statistics(task, model, config.batch)
+    start = _white_start(config)
+    return ic.spread(ic.population(task, model), noise, start, t, lr=config.lr, measures=measures, dims=DIMS)
 
 
 def _starts(config: Config, seeds: int) -> dict[str, np.ndarray]:
@@ -260,6 +278,15 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     if tuple(config.s) == NOTES_S:
         excess = theory["end"]["loss"].max() / ic.saddles.ladder(s, config.N)[-1] - 1
         claim(f"All flows are at the least loss at t = {LATE:g} (relative excess)", excess, -1e-6, 1e-5)
+    spread, white = theory["spread"], seeds["white"]
+    ratio = spread["strength_sd"][1:] / white.standard_deviation("strength")[::SPARSE][1:]
+    reach = np.abs(spread["strength_shift"][1:] / spread["strength_sd"][1:]).max()
+    some = max(0.1, 4 / (2 * white.num_seeds) ** 0.5)  # 10%, or four standard errors of a standard deviation
+    sentence = (
+        "White: standard deviation of the modes over seeds, predicted over measured (mean log over t, worst mode)"
+    )
+    claim(sentence, np.abs(np.log(ratio).mean(0)).max(), **({"high": some} if reach < LINEAR else {}))
+    claim(f"Its linearisation: largest shift of a mean by noise over the spread (holds below {LINEAR})", reach)
     _escape_claims(config, seeds, theory, claim)
     total = sum(one.finite().size for one in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(one.diverged for one in seeds.values()), high=0)
