@@ -177,6 +177,7 @@ def experiments(config: Config) -> dict[str, Any]:
             lr=config.lr,
             t_end=config.t_end,
             measures=_measures(ic.population(fixed, model).loss),
+            records=129,
             **settings,
         ),
         "random": ic.Experiment(
@@ -421,9 +422,9 @@ def _draw_modes(ax, config: Config, run, flow) -> None:
         xlabel=r"time $t$ = learning rate $\times$ steps",
         ylabel=r"diagonal of $A = v\,U$",
         xlim=(0, run.t[-1]),
-        ylim=(0, None),
+        ylim=(0, 1.4 / _gamma(config.s, config.N)[-1]),
     )
-    ax.legend(title=f"{run.coverage}, 5%–95%", title_fontsize=7.5)
+    ax.legend(title=f"{run.coverage}, 5%–95%", title_fontsize=7.5, ncol=2, loc="upper left")
 
 
 def _figure_training(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
