@@ -1,6 +1,8 @@
 """Every test runs in float64, with strict promotion of dtypes and ranks and with reused keys refused."""
 
 import os
+import shutil
+import tempfile
 
 import matplotlib
 import pytest
@@ -9,8 +11,18 @@ from filelock import FileLock
 matplotlib.use("Agg")
 
 
-def pytest_configure():
+CACHE = "ICLDYN_TEST_CACHE"  # where the workers of a test session share what they compiled
+
+
+def pytest_configure(config):
     import jax
+
+    if CACHE not in os.environ:  # the workers inherit it
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="icldyn-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,11 +31,10 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
+def compile_cache():
     """Environment in which the processes of a test session share what they compiled."""
-    folder = tmp_path_factory.getbasetemp() / "compiled"
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": os.environ[CACHE],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }

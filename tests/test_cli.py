@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import icldyn as ic
 from icldyn.cli import main
 
 STUDY = "mainali2025"
@@ -75,10 +76,10 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
             "Argument `verb` must be one of check, info, list, plot, replay, run, submit, sweep, verify, but is 'walk'.",
         ),
         (["rum"], "did you mean 'run'?"),
-        (["run"], "Argument `study` must be one of mainali2025, but is missing"),
+        (["run"], f"Argument `study` must be one of {', '.join(ic.study_names())}, but is missing"),
         (
             ["run", "mainali2024"],
-            "Argument `study` must be one of mainali2025, but is 'mainali2024' (did you mean 'mainali2025'?).",
+            f"Argument `study` must be one of {', '.join(ic.study_names())}, but is 'mainali2024' (did you mean 'mainali2025'?).",
         ),
         (["run", STUDY, "--scale", "huge"], "Argument `scale` must be one of laptop, paper, smoke, but is 'huge'."),
         (["run", STUDY, "--lr", "nan"], "Argument `lr` must be positive and finite, but is nan."),
