@@ -11,7 +11,7 @@ from filelock import FileLock
 matplotlib.use("Agg")
 
 
-CACHE = "ICLDYN_TEST_CACHE"  # where the workers of a test session share what they compiled
+CACHE = "ICLDYN_TEST_CACHE"  # a folder for what a test session compiles
 
 
 def pytest_configure(config):
@@ -20,7 +20,8 @@ def pytest_configure(config):
     if CACHE not in os.environ:  # the workers inherit it
         os.environ[CACHE] = tempfile.mkdtemp(prefix="icldyn-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
-    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    own = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # not shared: a file may be read while another worker writes it
+    jax.config.update("jax_compilation_cache_dir", f"{os.environ[CACHE]}/{own}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
@@ -34,7 +35,7 @@ def pytest_configure(config):
 def compile_cache():
     """Environment in which the processes of a test session share what they compiled."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": os.environ[CACHE],
+        "JAX_COMPILATION_CACHE_DIR": f"{os.environ[CACHE]}/processes",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
