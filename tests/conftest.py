@@ -20,7 +20,7 @@ def pytest_configure(config):
     if CACHE not in os.environ:  # the workers inherit it
         os.environ[CACHE] = tempfile.mkdtemp(prefix="icldyn-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
-    own = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # not shared: a file may be read while another worker writes it
+    own = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # its own: else it may read a file that another still writes
     jax.config.update("jax_compilation_cache_dir", f"{os.environ[CACHE]}/{own}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
