@@ -37,7 +37,7 @@ from icldyn.store import manifest
 from icldyn.store.verify import verify
 
 SIZES = "--seeds 256 --other-seeds 16 --reference-seeds 2 --N 20 --unbalanced 0.25 --lrs 0.08 0.04 --block 8"
-TIMES = "--t-end 20 --t-end-unaligned 8 --checkpoint-seconds 0.2"
+TIMES = "--t-end 80 --t-end-unaligned 30 --checkpoint-seconds 0.2"
 COMMAND = ["run", "mainali2025", "--scale", "smoke", *SIZES.split(), *TIMES.split(), "--quiet", "--resume", "--out"]
 PHASES = ("start", "compilation", "training", "theory", "figures", "after")
 CALL = 0.25
