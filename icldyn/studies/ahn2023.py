@@ -6,7 +6,7 @@ precondition: A_l becomes proportional to Sigma^-1, which plain steps of descent
 steps (GD++).
 
 - Depth 1 to 4 against L plain steps at the best rate, preconditioned steps (the best rate for every step), and GD++ with one pair
-  of rates for all steps or a pair for each. The last is the least that A_l = eta_l Sigma^-1, B_l = c_l Sigma reach, exactly by
+  of rates for all steps or a pair for each. The last is the least that A_l = eta_l Sigma^-1, B_l = c_l I reach, exactly by
   the density of Wishart eigenvalues (`icldyn.descent_steps.wishart_rule`).
 - One layer: the optimum A = Sigma^-1 N/(N+D+1), whose loss D (D+1)/(N+D+1) (paper, without the 1/2) is that of any Sigma.
 - Two layers on white inputs by SGD, SGD with momentum and Adam, each at the best of its rates, picked at the end of training.
