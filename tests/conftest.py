@@ -3,10 +3,13 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import matplotlib
 import pytest
 from filelock import FileLock
+
+import icldyn
 
 matplotlib.use("Agg")
 
@@ -17,6 +20,10 @@ CACHE = "ICLDYN_TEST_CACHE"  # a folder for what a test session compiles
 def pytest_configure(config):
     import jax
 
+    # Processes that tests start run the code that is tested, not another that is installed: a run's identity has its commit.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(icldyn.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
     if CACHE not in os.environ:  # the workers inherit it
         os.environ[CACHE] = tempfile.mkdtemp(prefix="icldyn-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))

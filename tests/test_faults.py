@@ -73,7 +73,8 @@ def start(compile_cache):
     yield one
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 @pytest.fixture

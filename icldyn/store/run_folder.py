@@ -252,7 +252,10 @@ class RunFolder:
         prefix: str = "",
     ) -> list[_Cells]:
         """Where `engine.train` puts the cells of these experiments; `prefix` tells apart the labels of several runs."""
-        return [_Cells(self, _known_name(name), f"{prefix}{name}", keeper.writer, redo) for name in experiments]
+        return [
+            _Cells(self, _known_name(name), place, f"{prefix}{name}", keeper.writer, redo)
+            for place, name in enumerate(experiments)
+        ]
 
     def keeper(self, folder: Path | None = None) -> _Keeper:
         """Where `engine.train` keeps unfinished blocks."""
@@ -401,12 +404,17 @@ class RunFolder:
         return int(found[-1]) if found else None
 
     def names(self, kind: str) -> list[str]:
-        """Names of the trajectories of a kind."""
+        """Names of the trajectories of a kind, in the order of the study, whichever process was the faster."""
         checks.one_of("kind", kind, KINDS)
         prefixes = {"theory": "theory/", "seeds": "layout/"}
-        saved = [n for n, _ in self._entries("saved") if isinstance(n, str)]
-        found = [n.removeprefix(p) for n in saved for p in {prefixes[kind], f"{kind}/"} if n.startswith(p)]
-        return [n for n in dict.fromkeys(found) if NAME.fullmatch(n)]
+        saved = [(n, entry.get("place")) for n, entry in self._entries("saved") if isinstance(n, str)]
+        found = [
+            (place if isinstance(place, int) else k, k, n.removeprefix(p))
+            for k, (n, place) in enumerate(saved)
+            for p in {prefixes[kind], f"{kind}/"}
+            if n.startswith(p)
+        ]
+        return [n for n in dict.fromkeys(name for *_, name in sorted(found)) if NAME.fullmatch(n)]
 
     def load(self, kind: str) -> dict[str, Trajectory]:
         """All trajectories of a kind; their values are read when they are asked for.
@@ -433,9 +441,15 @@ class _Cells:
     """A sink for one experiment: its cells become chunks of `data.zarr/seeds/NAME` and lines of the manifest."""
 
     def __init__(
-        self, run: RunFolder, name: str, label: str, writer: _WriterThread, redo: Collection[tuple[str, int]] | None
+        self,
+        run: RunFolder,
+        name: str,
+        place: int,
+        label: str,
+        writer: _WriterThread,
+        redo: Collection[tuple[str, int]] | None,
     ):
-        self.run, self.name, self.label, self.writer = run, name, label, writer
+        self.run, self.name, self.place, self.label, self.writer = run, name, place, label, writer
         self.redo = None if redo is None else {number for which, number in redo if which == name}
         self.before: dict[int, Any] = {}  # files of the cells named in the manifest, whether they are there or not
         self.layout: dict[str, Any] = {}
@@ -467,7 +481,7 @@ class _Cells:
             arrays.restore(path, layout, size, attrs)
         if f"layout/{self.name}" not in self.run.saved():
             files = self.run._checksums([*self.run._groups("seeds"), *arrays.files_of_layout(path, layout)])
-            facts = {"cells": len(cells), "block": experiment.block, **attrs, "files": files}
+            facts = {"cells": len(cells), "block": experiment.block, "place": self.place, **attrs, "files": files}
             self.run._writer.append(saved=f"layout/{self.name}", **facts)
         self.region = arrays.Region(path)
         if self.region.seeds_in_chunk != size:

@@ -11,7 +11,7 @@ import xarray as xr
 
 import icldyn as ic
 from icldyn import checks
-from icldyn.engine.train import Options
+from icldyn.engine.train import Options, Training
 from icldyn.store import arrays, files, manifest, verify
 from icldyn.store.run_folder import LAYOUT
 from tests.test_trajectory import make
@@ -153,6 +153,13 @@ def test_shards_in_any_order_make_the_bits_of_one_process(whole, tmp_path, n):
             run.train(experiments(), Options(share=(i, n)))
     assert run.missing(experiments()) == 0
     assert same(ic.RunFolder.open(path).load("seeds"), ic.RunFolder.open(whole).load("seeds"))
+
+
+def test_trajectories_have_the_order_of_the_study_whichever_was_begun_first(tmp_path):
+    with ic.RunFolder.create(tmp_path / "run") as run, run.keeper() as keeper:
+        work = list(zip(experiments().values(), run.sinks(experiments(), keeper), strict=True))
+        Training(work[::-1], Options())
+        assert run.names("seeds") == list(experiments())
 
 
 def test_a_run_opens_in_xarray_while_it_goes_on_with_nan_where_nothing_is_yet(tmp_path):
