@@ -3,10 +3,11 @@
 Standard library and numpy only, so that a bad setting is refused before jax is even imported.
 """
 
+import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -186,3 +187,35 @@ def gather(*attempts: Callable[[], Any]) -> None:
             sentences |= dict.fromkeys(str(error).splitlines())
     if sentences:
         raise BadArgument("\n".join(sentences))
+
+
+class Settings:
+    """The settings of a study: `sizes` and `reals` bound its single numbers, as `integer` and `real` take bounds."""
+
+    def __init__(self, config: Any, sizes: Mapping[str, tuple[int, ...]], reals: Mapping[str, Mapping[str, float]]):
+        self.config, self.sizes, self.reals = config, sizes, reals
+
+    def size(self, name: str) -> int:
+        """A setting that counts."""
+        return integer(name, getattr(self.config, name), *self.sizes[name])
+
+    def number(self, name: str) -> float:
+        """A setting that measures."""
+        return real(name, getattr(self.config, name), **self.reals[name])
+
+    def each(
+        self, name: str, kind: Callable[..., Any] = real, *bounds: Any, ascending: bool = False, **more: Any
+    ) -> list[Any]:
+        """The entries of a setting, at least one, each checked by `kind`."""
+        given = getattr(self.config, name)
+        held = [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(entries(name, given))]
+        if ascending and (not held or held != sorted(set(held))):
+            raise refuse(name, "hold ascending numbers, at least one", given)
+        if not held:
+            raise refuse(name, "hold at least one number", given)
+        return held
+
+    def gather(self, *attempts: Callable[[], Any]) -> None:
+        """Check every single number and run the attempts; report all that fail at once."""
+        sizes = [functools.partial(self.size, name) for name in self.sizes]
+        gather(*sizes, *(functools.partial(self.number, name) for name in self.reals), *attempts)

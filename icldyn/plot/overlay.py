@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..trajectory import Trajectory
+from . import panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,19 +54,18 @@ def overlay(
 
     if ax is None:
         _, ax = plt.subplots()
-    low, median, high = (v.reshape(seeds.t.size, -1) for v in seeds.quantile(name, (band[0], 0.5, band[1])))
-    entries = median.shape[1]
+    curves = seeds.quantile(name, (band[0], 0.5, band[1])).reshape(3, seeds.t.size, -1)
+    entries = curves.shape[2]
     if labels is None:
         labels = [f"mode {k + 1}" for k in range(entries)] if entries > 1 else ["seeds, median"]
     colors = list(colors) if colors is not None else [f"C{k}" for k in range(entries)]
     for k in range(entries):
-        ax.fill_between(seeds.t, low[:, k], high[:, k], color=colors[k], alpha=0.25, linewidth=0)
-        ax.plot(seeds.t, median[:, k], color=colors[k], label=labels[k])
+        panels.band(ax, seeds.t, curves[..., k], colors[k], labels[k])
     for (label, theory), dashes in zip((theories or {}).items(), cycle(THEORY_DASHES), strict=False):
-        curves = np.asarray(theory[name]).reshape(theory.t.size, -1)
-        for k in range(curves.shape[1]):
+        exact = np.asarray(theory[name]).reshape(theory.t.size, -1)
+        for k in range(exact.shape[1]):
             ax.plot(
-                theory.t, curves[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None
+                theory.t, exact[:, k], color="black", linestyle=dashes, linewidth=1.1, label=label if k == 0 else None
             )
     ax.set_xlabel(r"time $t$ = learning rate $\times$ steps")
     title = f"{seeds.coverage}, {band[0]:.0%}–{band[1]:.0%} band"

@@ -31,6 +31,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -104,39 +105,22 @@ REALS = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def each(name: str, kind: Any, *bounds: Any, **more: Any) -> list[Any]:
-        held = [
-            kind(f"{name}[{k}]", v, *bounds, **more) for k, v in enumerate(checks.entries(name, getattr(config, name)))
-        ]
-        if not held:
-            raise checks.refuse(name, "hold at least one entry", getattr(config, name))
-        return held
+    settings = checks.Settings(config, SIZES, REALS)
 
     def eigenvalues() -> None:
-        s = checks.eigenvalues("s", each("s", checks.real, least=1e-4, most=1e4))
+        s = checks.eigenvalues("s", settings.each("s", least=1e-4, most=1e4))
         if s.size > 6:
             raise checks.refuse("s", "hold at most 6 eigenvalues", config.s)
         checks.integer("N", config.N, s.size)
-
-    def depths() -> None:
-        held = each("depths", checks.integer, 1, 16)
-        if held != sorted(set(held)):
-            raise checks.refuse("depths", "be ascending", config.depths)
 
     def optimisers() -> None:
         for k, name in enumerate(checks.entries("optimisers", config.optimisers)):
             checks.one_of(f"optimisers[{k}]", name, OPTIMISERS)
 
-    def rates() -> None:
-        held = each("rates", checks.real, above=1e-12, most=1e3)
-        if held != sorted(set(held)):
-            raise checks.refuse("rates", "be ascending", config.rates)
-
-    checks.gather(
-        *(lambda n=n, b=b: checks.integer(n, getattr(config, n), *b) for n, b in SIZES.items()),
-        *(lambda n=n, b=b: checks.real(n, getattr(config, n), **b) for n, b in REALS.items()),
-        *(eigenvalues, depths, optimisers, rates),
+    settings.gather(
+        *(eigenvalues, optimisers),
+        lambda: settings.each("depths", checks.integer, 1, 16, ascending=True),
+        lambda: settings.each("rates", ascending=True, above=1e-12, most=1e3),
     )
 
 
@@ -334,7 +318,9 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     with ic.style():
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.0, 3.1))
         for k, L in enumerate(config.depths):
-            _band(left, seeds[f"L{L}"], seeds[f"L{L}"].quantile("loss", (0.05, 0.5, 0.95)), f"C{k}", f"L = {L}")
+            run = seeds[f"L{L}"]
+            curves = run.quantile("loss", (0.05, 0.5, 0.95))
+            panels.band(left, run.coords["step"][1], curves, f"C{k}", f"L = {L}")
             label = "GD++, one pair of rates" if k == 0 else None
             left.axhline(
                 theory[f"gdpp_shared_L{L}"]["loss_here"][-1], color="black", linestyle="--", linewidth=0.9, label=label
@@ -373,7 +359,8 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             for k, kind in enumerate(config.optimisers):
                 best, curves = _best(seeds[kind])
                 run = seeds[kind].isel(lr=best)
-                _band(ax, run, curves, f"C{k}", f"{OPTIMISERS[kind]}, rate {config.rates[best]:g}")
+                label = f"{OPTIMISERS[kind]}, rate {config.rates[best]:g}"
+                panels.band(ax, run.coords["step"][1], curves, f"C{k}", label)
             ax.set(
                 title="(d) two layers, white inputs", xlabel="step", ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$", yscale="log"
             )
@@ -395,13 +382,6 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
         ax.plot(L, [theory[f"{kind}_L{n}"]["loss_here"][-1] for n in L], marks, linewidth=1.1, label=label)
     ax.set(xlabel="layers or steps L", ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$", yscale="log", xticks=L)
     ax.legend()
-
-
-def _band(ax, run, curves, color: str, label: str) -> None:
-    low, median, high = curves
-    steps = run.coords["step"][1]
-    ax.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
-    ax.plot(steps, median, color=color, label=label)
 
 
 STUDY = Study(

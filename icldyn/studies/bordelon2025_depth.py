@@ -28,6 +28,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -100,44 +101,28 @@ REALS |= {name: {"above": 0, "most": 1e3} for name in ("eta", "nu", "beta")}
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
-
-    def each(name: str, kind: Any, *bounds: Any, **more: Any) -> list[Any]:
-        held = checks.entries(name, getattr(config, name))
-        out = [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(held)]
-        if not out or out != sorted(set(out)):
-            raise checks.refuse(name, "hold ascending numbers, at least one", held)
-        return out
+    settings = checks.Settings(config, SIZES, REALS)
 
     def pairs() -> None:
-        D, depth = size("D"), each("L", checks.integer, 1, 12)[-1]
+        D, depth = settings.size("D"), settings.each("L", checks.integer, 1, 12, ascending=True)[-1]
         least = 2 * depth
         if D < least:
             raise checks.refuse("D", f"be at least {least}, twice the largest of `L`", D)
-        for k, alpha in enumerate(each("alpha", checks.real, above=0, most=1e6)):
+        for k, alpha in enumerate(settings.each("alpha", ascending=True, above=0, most=1e6)):
             if alpha * D < least or abs(alpha * D - round(alpha * D)) > 1e-9:
                 raise checks.refuse(f"alpha[{k}]", f"make alpha D, D = {D}, a whole number of at least {least}", alpha)
 
     def sizes_of_sgd() -> None:
-        for k, D in enumerate(each("sgd_D", checks.integer, 4, 4096)):
+        for k, D in enumerate(settings.each("sgd_D", checks.integer, 4, 4096, ascending=True)):
             if D % 2:
                 raise checks.refuse(f"sgd_D[{k}]", "be even, for D / 2 queries", D)
 
     def takes_steps() -> None:
-        for name, rate in (("t_end", number("lr")), ("structured_t", 2 * number("lr"))):
-            if not 1 <= number(name) / rate < 2**31 - 2:
-                raise checks.refuse(name, f"be 1 to 2**31 steps of {rate:g}", number(name))
+        for name, rate in (("t_end", settings.number("lr")), ("structured_t", 2 * settings.number("lr"))):
+            if not 1 <= settings.number(name) / rate < 2**31 - 2:
+                raise checks.refuse(name, f"be 1 to 2**31 steps of {rate:g}", settings.number(name))
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        *(pairs, sizes_of_sgd, takes_steps),
-    )
+    settings.gather(pairs, sizes_of_sgd, takes_steps)
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -427,29 +412,16 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
 
 def _band(ax, run, name: str, color: str, label: str, x=None) -> None:
     """Mean of the seeds, which the theories predict, and the band of 5% to 95%."""
-    x = run.t if x is None else x
-    ax.fill_between(x, *run.quantile(name, (0.05, 0.95)), color=color, alpha=0.25, linewidth=0)
-    ax.plot(x, run.mean(name), color=color, label=label)
-
-
-def _axes(columns: int, width: float = 3.7, height: float = 3.1):
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
-    return figure, list(axes[0])
+    low, high = run.quantile(name, (0.05, 0.95))
+    panels.band(ax, run.t if x is None else x, (low, run.mean(name), high), color, label)
 
 
 def _legend(ax, run, **where) -> None:
     ax.legend(title=f"{run.coverage}, mean and 5%–95%", title_fontsize=7.5, **where)
 
 
-def _plain_ticks(axis, values) -> None:
-    axis.set_ticks(list(values), [f"{v:g}" for v in values])
-    axis.set_ticks([], minor=True)
-
-
 def _figure_iso(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(2, 4.2, 3.2)
+    figure, (left, right) = panels.row(2, 4.2, 3.2)
     panel(left, config, seeds, theory)
     left.set_title(rf"(a) ISO, $\alpha$ = {config.alpha[len(config.alpha) // 2]:g}")
     _legend(left, next(iter(seeds.values())))
@@ -464,13 +436,13 @@ def _figure_iso(config: Config, seeds: Trajectories, theory: Trajectories) -> Fi
     right.plot([], [], "k--", label=r"best $\gamma$, $D \to \infty$")
     right.set(title=f"(b) loss against depth at t = {config.t_end:g}", xlabel="depth $L$", ylabel=LOSS)
     right.set(xscale="log", yscale="log", ylim=(1e-3, 0.6))
-    _plain_ticks(right.xaxis, (1, 2, 4, 8, 16, 32, 64))
+    panels.plain_ticks(right.xaxis, (1, 2, 4, 8, 16, 32, 64))
     right.legend(loc="lower right")
     return figure
 
 
 def _figure_sgd(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(2, 4.2, 3.2)
+    figure, (left, right) = panels.row(2, 4.2, 3.2)
     for k, D in enumerate(config.sgd_D):
         name = f"SGD_D{D}"
         steps = seeds[name].coords["step"][1]
@@ -499,13 +471,12 @@ def _figure_sgd(config: Config, seeds: Trajectories, theory: Trajectories) -> Fi
 
 
 def _figure_structure(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, middle, right) = _axes(3)
+    figure, (left, middle, right) = panels.row(3, 3.7, 3.1)
     run, L, lam = seeds["FS"], config.structured_L, ic.looped.power_law(config.modes, config.nu, config.beta)[0]
     for k in range(4):
         scale = lam[k] / L
         low, high = run.quantile("gamma", (0.05, 0.95))[..., k] * scale
-        left.fill_between(run.t, low, high, color=f"C{k}", alpha=0.25, linewidth=0)
-        left.plot(run.t, run.mean("gamma")[:, k] * scale, color=f"C{k}", label=f"mode {k + 1}")
+        panels.band(left, run.t, (low, run.mean("gamma")[:, k] * scale, high), f"C{k}", f"mode {k + 1}")
         left.plot(run.t, theory["exact_FS"]["gamma"][:, k] * scale, "k--", linewidth=1.1)
     left.plot([], [], "k--", label="closed form")
     left.set(title=f"(e) FS, $L$ = {L}", ylabel=r"$\lambda_k \gamma_k / L$")
@@ -543,7 +514,7 @@ def _brittleness(ax, config: Config) -> None:
 
 
 def _figure_power_laws(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, axes = _axes(3)
+    figure, axes = panels.row(3, 3.7, 3.1)
     laws, names = _power_laws(config.nu, config.beta), {"RRS1": r"RRS, $\Gamma = wI$", "RRS5": r"RRS, $\Gamma = w^5 I$"}
     groups = (("RRS, depth",), ("FS, time", "RRS1, time", "RRS5, time"), ("RRS, best depth",))
     for ax, titles in zip(axes, groups, strict=True):
@@ -559,11 +530,11 @@ def _figure_power_laws(config: Config, seeds: Trajectories, theory: Trajectories
         ax.legend(loc="upper left")
     spectrum = rf"$\nu$ = {config.nu:g}, $\beta$ = {config.beta:g}"
     axes[0].set(title=f"(h) RRS, best loss; {spectrum}", xlabel="depth $L$")
-    _plain_ticks(axes[0].xaxis, DEPTHS)
+    panels.plain_ticks(axes[0].xaxis, DEPTHS)
     axes[1].set(title=r"(i) loss over time, $L \to \infty$", xlabel="time $t$")
     axes[2].set(title="(j) RRS, best at given compute", xlabel="width $N$", ylabel="depth $L$")
-    _plain_ticks(axes[2].xaxis, (50, 100, 150))
-    _plain_ticks(axes[2].yaxis, (50, 100, 200, 400))
+    panels.plain_ticks(axes[2].xaxis, (50, 100, 150))
+    panels.plain_ticks(axes[2].yaxis, (50, 100, 200, 400))
     return figure
 
 

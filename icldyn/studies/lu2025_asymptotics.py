@@ -26,6 +26,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -110,18 +111,7 @@ LISTS = ("kappas", "taus", "path_taus", "task_kappas")
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def ratios(name: str) -> None:
-        values = [
-            checks.real(f"{name}[{i}]", v, above=0, most=1e4)
-            for i, v in enumerate(checks.entries(name, getattr(config, name)))
-        ]
-        if not values or values != sorted(set(values)):
-            raise checks.refuse(name, "hold ascending numbers, at least one", getattr(config, name))
-
-    def dimensions() -> list[int]:
-        sizes = checks.entries("sizes", config.sizes)
-        return [checks.integer(f"sizes[{i}]", d, 2, 256) for i, d in enumerate(sizes)]
+    settings = checks.Settings(config, SIZES, REALS)
 
     def whole(name: str, power: int, least: int, what: str) -> None:
         smallest = min(np.atleast_1d(getattr(config, name)))
@@ -129,11 +119,9 @@ def check(config: Config) -> None:
         if round(smallest * d**power) < least:
             raise checks.refuse(name, f"leave at least {what} at d = {d}", getattr(config, name))
 
-    checks.gather(
-        *(functools.partial(lambda n: checks.integer(n, getattr(config, n), *SIZES[n]), name) for name in SIZES),
-        *(functools.partial(lambda n: checks.real(n, getattr(config, n), **REALS[n]), name) for name in REALS),
-        *(functools.partial(ratios, name) for name in LISTS),
-        dimensions,
+    settings.gather(
+        *(functools.partial(settings.each, name, ascending=True, above=0, most=1e4) for name in LISTS),
+        lambda: [checks.integer(f"sizes[{k}]", d, 2, 256) for k, d in enumerate(checks.entries("sizes", config.sizes))],
     )
     checks.gather(
         *(functools.partial(whole, name, 1, 1, "one task in the pool") for name in ("kappas", "task_kappas")),
@@ -338,19 +326,11 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
     ax.set(ylabel=r"$e_\mathrm{ICL}$")
 
 
-def _axes(columns: int, width: float = 3.9, height: float = 3.0):
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
-    return figure, list(axes[0])
-
-
 def _plain_ticks(ax, values) -> None:
     """Plain numbers on the logarithmic x axis, those within its limits."""
     low, high = ax.get_xlim()
     kept = [v for v in values if low <= v <= high]
-    ax.set_xticks(kept, [f"{v:g}" for v in kept])
-    ax.set_xticks([], minor=True)
+    panels.plain_ticks(ax.xaxis, kept)
 
 
 def _draw_seeds(ax, x, ends: list, color, label: str) -> None:
@@ -387,7 +367,7 @@ def _draw_double_descent(ax, config: Config, seeds: Trajectories, kind: str, cur
 
 
 def _figure_double_descent(config: Config, seeds: Trajectories) -> Figure:
-    figure, axes = _axes(2)
+    figure, axes = panels.row(2, 3.9)
     for ax, kind, letter in zip(axes, KINDS, "ab", strict=True):
         _draw_double_descent(ax, config, seeds, kind)
         what = "new tasks" if kind == "icl" else "the pool's tasks"
@@ -398,7 +378,7 @@ def _figure_double_descent(config: Config, seeds: Trajectories) -> Figure:
 
 
 def _figure_transition(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(2)
+    figure, (left, right) = panels.row(2, 3.9)
     kappas, names = config.task_kappas, [_name(config.tau, kappa) for kappa in config.task_kappas]
     grid = np.geomspace(kappas[0], kappas[-1], 81)
     limit = np.transpose(
@@ -433,13 +413,11 @@ def _figure_transition(config: Config, seeds: Trajectories, theory: Trajectories
 
 
 def _figure_ridge(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, axes = _axes(2)
+    figure, axes = panels.row(2, 3.9)
     for ax, kind, letter in zip(axes, KINDS, "ab", strict=True):
         for c, tau in enumerate(config.path_taus):
             name = f"path_tau{tau:g}"
-            low, median, high = seeds[name].quantile(kind, (0.05, 0.5, 0.95))[:, 1:]
-            ax.fill_between(PATH, low, high, color=f"C{c}", alpha=0.25, linewidth=0)
-            ax.plot(PATH, median, color=f"C{c}", label=rf"$\tau$ = {tau:g}")
+            panels.band(ax, PATH, seeds[name].quantile(kind, (0.05, 0.5, 0.95))[:, 1:], f"C{c}", rf"$\tau$ = {tau:g}")
             labels = (f"equivalent at d = {config.d}", r"limit $d \to \infty$") if c == 0 else (None, None)
             for curve, dashes, label in zip(("finite", "limit"), ("k--", "k:"), labels, strict=True):
                 ax.plot(PATH, theory[f"{curve}_{name}"][kind][1:], dashes, linewidth=1.1, label=label)
@@ -452,7 +430,7 @@ def _figure_ridge(config: Config, seeds: Trajectories, theory: Trajectories) -> 
 
 
 def _figure_finite_size(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (ax,) = _axes(1)
+    figure, (ax,) = panels.row(1, 3.9)
     sizes = np.array(sorted({config.d, *config.sizes}))
     for c, kind in enumerate(KINDS):
         ends = {d: theory[f"limit_d{d}"][kind][-1] for d in sizes}

@@ -21,7 +21,6 @@ A mode's gap is max over t of |mean over seeds of a(t) - theory| / a(infinity), 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -118,38 +118,22 @@ REALS: dict[str, dict[str, float]] = {  # what float32 can hold and a solver of 
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
-
-    def each(name: str, kind: Any, *bounds: Any, **more: Any) -> list[Any]:
-        held = checks.entries(name, getattr(config, name))
-        return [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(held)]
-
-    def ratios() -> None:
-        if not each("unbalanced", checks.real, least=1e-6, most=1e6):
-            raise checks.refuse("unbalanced", "hold at least one ratio", config.unbalanced)
+    settings = checks.Settings(config, SIZES, REALS)
 
     def rates() -> list[float]:
-        lrs = each("lrs", checks.real, above=0)
+        lrs = settings.each("lrs", above=0)
         if len(set(lrs)) < max(2, len(lrs)):
             raise checks.refuse("lrs", "hold at least two different learning rates", config.lrs)
         return lrs
 
     def eigenvalues() -> np.ndarray:
-        s = checks.eigenvalues("s", each("s", checks.real))
+        s = checks.eigenvalues("s", settings.each("s"))
         checks.real("s[0]", s[0], most=1e6)
         checks.real(f"s[{s.size - 1}]", s[-1], least=1e-6)
         return s
 
     def context_lengths() -> list[int]:
-        lengths = each("N", checks.integer, 1, 10**9)
-        if not lengths or lengths != sorted(set(lengths)):
-            raise checks.refuse("N", "hold ascending context lengths, at least one", config.N)
-        return lengths
+        return settings.each("N", checks.integer, 1, 10**9, ascending=True)
 
     def longer_than_wide() -> None:
         N, D = context_lengths()[0], eigenvalues().size
@@ -157,13 +141,13 @@ def check(config: Config) -> None:
             raise checks.refuse("N[0]", f"be above the number of eigenvalues in `s`, {D}", N)
 
     def start_below_end() -> None:
-        start, s = number("start"), eigenvalues()
+        start, s = settings.number("start"), eigenvalues()
         lowest = min(N / ((N + 1) * s[0] + s.sum()) for N in context_lengths())
         if start >= lowest**0.5:
             raise checks.refuse("start", f"be below {lowest**0.5:.3g}, where the fastest mode of `s` ends", start)
 
     def steps(name: str, lrs: Callable[[], list[float]]) -> None:
-        shortest, longest = sorted((number("t_end"), number("t_end_unaligned")))
+        shortest, longest = sorted((settings.number("t_end"), settings.number("t_end_unaligned")))
         for k, rate in enumerate(lrs()):
             entry = name if name == "lr" else f"{name}[{k}]"
             if rate > shortest:
@@ -173,11 +157,10 @@ def check(config: Config) -> None:
                 must = f"be at least {longest / 2**31:.2g}, so that `t_end` and `t_end_unaligned` are below 2**31 steps"
                 raise checks.refuse(entry, must, rate)
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        *(ratios, rates, eigenvalues, context_lengths, longer_than_wide, start_below_end),
-        lambda: steps("lr", lambda: [number("lr")]),
+    settings.gather(
+        lambda: settings.each("unbalanced", least=1e-6, most=1e6),
+        *(rates, eigenvalues, context_lengths, longer_than_wide, start_below_end),
+        lambda: steps("lr", lambda: [settings.number("lr")]),
         lambda: steps("lrs", rates),
     )
 
@@ -488,13 +471,6 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
     ax.set(ylabel=r"$a_\alpha$", xlim=(0, seeds[f"N{N}"].t[-1]), ylim=(0, None))
 
 
-def _axes(rows: int, columns: int, width: float = 3.4, height: float = 2.7):
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    return figure, list(axes.ravel())
-
-
 def _mode_labels(config: Config) -> list[str]:
     return [f"$s_{a + 1}$ = {value:g}" for a, value in enumerate(config.s)]
 
@@ -502,7 +478,7 @@ def _mode_labels(config: Config) -> list[str]:
 def _figure_overlay(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     N = _main_N(config)
     run, curves = seeds[f"N{N}"], {"exact flow": theory[f"exact_N{N}"], "closed form": theory[f"closed_N{N}"]}
-    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
+    figure, (left, right) = panels.row(2, 4.2, 3.0)
     ic.overlay(run, curves, "loss", left)
     left.set(
         title=f"(a) loss, N/d = {N / len(config.s):g}",
@@ -515,7 +491,7 @@ def _figure_overlay(config: Config, seeds: Trajectories, theory: Trajectories) -
 
 
 def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, middle, right) = _axes(1, 3, 3.3, 2.8)
+    figure, (left, middle, right) = panels.row(3, 3.3, 2.8)
     first, last = _main_N(config), config.N[-1]
     run = seeds[f"N{first}"]
     some = run.isel(seed=slice(DRAWN))
@@ -539,8 +515,8 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
         ylabel="|mean drift|",
     )
     middle.set(xscale="log", yscale="log")
-    _plain_ticks(middle.xaxis, config.lrs)
-    _plain_ticks(middle.yaxis, drift)
+    panels.plain_ticks(middle.xaxis, config.lrs)
+    panels.plain_ticks(middle.yaxis, drift)
     middle.legend()
     for k, label in enumerate(_mode_labels(config)):
         for N, dashes in dict(((last, ":"), (first, "-"))).items():
@@ -565,17 +541,11 @@ def _figure_conservation(config: Config, seeds: Trajectories, theory: Trajectori
     return figure
 
 
-def _plain_ticks(axis, values) -> None:
-    """Ticks of a logarithmic axis at these values alone, as plain numbers."""
-    axis.set_ticks(list(values), [f"{v:.3g}" for v in values])
-    axis.set_ticks([], minor=True)
-
-
 def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     import matplotlib.pyplot as plt
 
     s, N = np.asarray(config.s), config.N[-1]
-    figure, axes = _axes(1, len(s), 2.6, 3.0)
+    figure, axes = panels.row(len(s), 2.6, 3.0)
     ends = np.asarray(ic.logistic.final_strength(s, N))
     starts = _unbalanced(config)
     for k, ax in enumerate(axes):
@@ -605,7 +575,7 @@ def _figure_phase_plane(config: Config, seeds: Trajectories, theory: Trajectorie
 
 
 def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(1, 2, 3.7, 3.0)
+    figure, (left, right) = panels.row(2, 3.7, 3.0)
     s = np.asarray(config.s)
     for N, color in {config.N[0]: "C1", config.N[-1]: "C0"}.items():
         times, logarithm = _escape(config, N, seeds[f"N{N}"])
@@ -625,14 +595,14 @@ def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) ->
         xscale="log",
         yscale="log",
     )
-    _plain_ticks(left.xaxis, 1 / s**2)
-    _plain_ticks(left.yaxis, 0.5 / s**2)
+    panels.plain_ticks(left.xaxis, 1 / s**2)
+    panels.plain_ticks(left.yaxis, 0.5 / s**2)
     left.legend()
     for k, N in enumerate(dict.fromkeys((config.N[0], _main_N(config), config.N[-1]))):
         run, exact, closed = seeds[f"N{N}"], theory[f"exact_N{N}"], theory[f"closed_N{N}"]
-        low, median, high = run.quantile("preconditioner_distance", (0.05, 0.5, 0.95))
-        right.fill_between(run.t, low, high, color=f"C{k}", alpha=0.25, linewidth=0)
-        right.plot(run.t, median, color=f"C{k}", label=f"N/d = {N / s.size:g}")
+        panels.band(
+            right, run.t, run.quantile("preconditioner_distance", (0.05, 0.5, 0.95)), f"C{k}", f"N/d = {N / s.size:g}"
+        )
         right.plot(run.t, exact["preconditioner_distance"], "k--", linewidth=1, label="exact flow" if k == 0 else None)
         right.plot(run.t, closed["preconditioner_distance"], "k:", linewidth=1, label="closed form" if k == 0 else None)
     right.set(
@@ -647,7 +617,7 @@ def _figure_escape(config: Config, seeds: Trajectories, theory: Trajectories) ->
 
 
 def _figure_closed_form(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
+    figure, (left, right) = panels.row(2, 4.2, 3.0)
     s, ratio = np.asarray(config.s), np.asarray(config.N) / len(config.s)
     for label, kind, color, marker in (
         ("closed form", "closed", "C1", "s"),
@@ -666,7 +636,7 @@ def _figure_closed_form(config: Config, seeds: Trajectories, theory: Trajectorie
         xscale="log",
         yscale="log",
     )
-    _plain_ticks(left.xaxis, ratio)
+    panels.plain_ticks(left.xaxis, ratio)
     left.set_ylim(1e-4, None)
     left.legend(loc="lower left")
     N = config.N[0]
@@ -682,15 +652,13 @@ def _figure_closed_form(config: Config, seeds: Trajectories, theory: Trajectorie
 
 
 def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, middle, right) = _axes(1, 3, 3.4, 2.9)
+    figure, (left, middle, right) = panels.row(3, 3.4, 2.9)
     run, flow = seeds["unaligned_p2_q1"], theory["exact_unaligned_p2_q1"]
     for ax, name, title in (
         (left, "p2_off_diagonal", "(h) off-diagonal share of $p_2$"),
         (middle, "q1_off_diagonal", "of $q_1$"),
     ):
-        low, median, high = run.quantile(name, (0.05, 0.5, 0.95))
-        ax.fill_between(run.t, low, high, color="C0", alpha=0.25, linewidth=0)
-        ax.plot(run.t, median, color="C0", label=f"{run.num_seeds} seeds, median and 5%–95%")
+        panels.band(ax, run.t, run.quantile(name, (0.05, 0.5, 0.95)), "C0", f"{run.num_seeds} seeds, median and 5%–95%")
         for k, level in enumerate(flow.quantile(name, (0.05, 0.5, 0.95))):
             label = f"exact flow from {flow.num_seeds} of the starts" if k == 1 else None
             ax.plot(flow.t, level, "k--", linewidth=1.2 if k == 1 else 0.7, label=label)
@@ -717,7 +685,7 @@ def _figure_alignment(config: Config, seeds: Trajectories, theory: Trajectories)
 
 
 def _figure_spread(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(1, 2, 4.2, 3.0)
+    figure, (left, right) = panels.row(2, 4.2, 3.0)
     N, spread = _main_N(config), theory["spread"]
     run = seeds[f"N{N}"]
     normal = (0.158655, 0.841345)  # one standard deviation of a Gaussian

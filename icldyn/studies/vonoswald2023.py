@@ -28,6 +28,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -117,20 +118,8 @@ REALS = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def scales() -> None:
-        held = [
-            checks.real(f"scales[{k}]", v, above=0, most=100)
-            for k, v in enumerate(checks.entries("scales", config.scales))
-        ]
-        if not held:
-            raise checks.refuse("scales", "hold at least one factor", config.scales)
-
-    checks.gather(
-        *(lambda n=n, b=b: checks.integer(n, getattr(config, n), *b) for n, b in SIZES.items()),
-        *(lambda n=n, b=b: checks.real(n, getattr(config, n), **b) for n, b in REALS.items()),
-        scales,
-    )
+    settings = checks.Settings(config, SIZES, REALS)
+    settings.gather(lambda: settings.each("scales", above=0, most=100))
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -436,10 +425,7 @@ def _losses(ax, run, curves, prefix: str) -> None:
 
 
 def _band(ax, run, name: str, color: str, label: str | None = None) -> None:
-    low, median, high = run.quantile(name, (0.05, 0.5, 0.95))
-    steps = run.coords["step"][1]
-    ax.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
-    ax.plot(steps, median, color=color, label=label)
+    panels.band(ax, run.coords["step"][1], run.quantile(name, (0.05, 0.5, 0.95)), color, label)
 
 
 STUDY = Study(

@@ -15,7 +15,6 @@ sums are divided by N (or M at test), w ~ N(0, I), the query's label is noiseles
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -101,40 +101,21 @@ REALS: dict[str, dict[str, float]] = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
-
-    def each(name: str, kind: Any, *bounds: Any, **more: Any) -> list[Any]:
-        held = [
-            kind(f"{name}[{k}]", v, *bounds, **more) for k, v in enumerate(checks.entries(name, getattr(config, name)))
-        ]
-        if not held:
-            raise checks.refuse(name, "hold at least one number", getattr(config, name))
-        return held
-
-    def ascending(name: str, *given: Any, **more: Any) -> None:
-        if each(name, *given, **more) != sorted(set(getattr(config, name))):
-            raise checks.refuse(name, "be ascending", getattr(config, name))
+    settings = checks.Settings(config, SIZES, REALS)
 
     def start() -> None:
-        s = checks.eigenvalues("s", each("s", checks.real, least=1e-6, most=1e6))
-        bound = number("sigma") ** 2 * _gamma(s, size("N"))[0] * s.size**0.5
+        s = checks.eigenvalues("s", settings.each("s", least=1e-6, most=1e6))
+        bound = settings.number("sigma") ** 2 * _gamma(s, settings.size("N"))[0] * s.size**0.5
         if bound >= 2:
             raise checks.refuse("sigma", "have sigma^2 ||Gamma|| sqrt D below 2", config.sigma)
 
     def steps(rate: str, time: str) -> None:
-        if not 1 <= number(time) / number(rate) < 2**31 - 2:
+        if not 1 <= settings.number(time) / settings.number(rate) < 2**31 - 2:
             raise checks.refuse(rate, f"take 1 to 2**31 - 2 steps until `{time}`", getattr(config, rate))
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        functools.partial(ascending, "M", checks.integer, 1, 10**9),
-        functools.partial(ascending, "shifts", checks.real, above=0, most=1e6),
+    settings.gather(
+        lambda: settings.each("M", checks.integer, 1, 10**9, ascending=True),
+        lambda: settings.each("shifts", ascending=True, above=0, most=1e6),
         *(start, lambda: steps("lr", "t_end"), lambda: steps("random_lr", "random_t_end")),
     )
 
@@ -398,18 +379,9 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
     _draw_modes(ax, config, seeds["fixed"], theory["fixed"])
 
 
-def _axes(columns: int, width: float = 3.7, height: float = 3.0):
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
-    return figure, list(axes[0])
-
-
 def _draw_band(ax, run, values: np.ndarray, color, label: str | None) -> None:
     """Median and 5%-95% of values (S, T) over the seeds that stayed finite."""
-    low, median, high = np.quantile(values[run.finite()], (0.05, 0.5, 0.95), axis=0)
-    ax.fill_between(run.t, low, high, color=color, alpha=0.25, linewidth=0)
-    ax.plot(run.t, median, color=color, label=label)
+    panels.band(ax, run.t, np.quantile(values[run.finite()], (0.05, 0.5, 0.95), axis=0), color, label)
 
 
 def _draw_modes(ax, config: Config, run, flow) -> None:
@@ -430,7 +402,7 @@ def _draw_modes(ax, config: Config, run, flow) -> None:
 def _figure_training(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     from icldyn.theory import shifts
 
-    figure, (left, middle, right) = _axes(3)
+    figure, (left, middle, right) = panels.row(3)
     run, flow = seeds["fixed"], theory["fixed"]
     _draw_band(left, run, 2 * run["loss"], "C0", f"{run.num_seeds} seeds, 5%–95%")
     left.plot(flow.t, np.median(2 * flow["loss"], 0), "k--", linewidth=1.1, label="exact flows, median")
@@ -457,7 +429,7 @@ def _figure_training(config: Config, seeds: Trajectories, theory: Trajectories) 
 
 
 def _figure_test(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
-    figure, (left, right) = _axes(2, 4.2)
+    figure, (left, right) = panels.row(2, 4.2)
     run, s = seeds["fixed"], np.asarray(config.s)
     last, wanted = run["A"][run.finite(), -1], np.diag(1 / _gamma(s, config.N))
     grid = np.geomspace(config.M[0], config.M[-1], 25)
@@ -502,7 +474,7 @@ def _draw_points(ax, x, values: list, color, label: str) -> None:
 def _figure_random(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     from icldyn.theory import shifts
 
-    figure, (left, right) = _axes(2, 4.2)
+    figure, (left, right) = panels.row(2, 4.2)
     run, flow, D = seeds["random"], theory["random"], len(config.s)
     a, least = shifts.random_covariance_optimum(config.N, D)
     _draw_band(left, run, _diagonal(run), "C1", f"{run.coverage}, 5%–95%")

@@ -17,7 +17,6 @@ its losses are twice ours and its events come at half our t, and its code does n
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,35 +85,22 @@ REALS: dict[str, dict[str, float]] = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
-
-    def each(name: str, **bounds: float) -> list[float]:
-        held = checks.entries(name, getattr(config, name))
-        return [checks.real(f"{name}[{k}]", value, **bounds) for k, value in enumerate(held)]
+    settings = checks.Settings(config, SIZES, REALS)
 
     def rates() -> None:
-        lrs = each("lrs", above=0)
+        lrs = settings.each("lrs", above=0)
         if len(set(lrs)) < max(2, len(lrs)):
             raise checks.refuse("lrs", "hold at least two different learning rates", config.lrs)
-        if max(*lrs, number("lr")) > number("t_end"):
+        if max(*lrs, settings.number("lr")) > settings.number("t_end"):
             raise checks.refuse("t_end", "be at least every learning rate, so that each takes a step", config.t_end)
 
     def spectrum() -> None:
-        s = checks.eigenvalues("s", each("s", least=1e-6, most=1e6))
-        end = size("N") / (s.mean() * (size("N") + 1 + s.size))
-        if number("white_start") >= end:
+        s = checks.eigenvalues("s", settings.each("s", least=1e-6, most=1e6))
+        end = settings.size("N") / (s.mean() * (settings.size("N") + 1 + s.size))
+        if settings.number("white_start") >= end:
             raise checks.refuse("white_start", f"be below {end:.3g}, where the white run ends", config.white_start)
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        *(rates, spectrum),
-    )
+    settings.gather(rates, spectrum)
 
 
 def experiments(config: Config) -> dict[str, Any]:

@@ -15,7 +15,6 @@ as long as a random task. In-context loss: exact, over random tasks; in-weight l
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -85,28 +85,17 @@ REALS: dict[str, dict[str, float]] = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
+    settings = checks.Settings(config, SIZES, REALS)
 
     def portions() -> None:
-        held = checks.entries("portions", config.portions)
-        held = [checks.real(f"portions[{k}]", value, least=0, most=1) for k, value in enumerate(held)]
-        if len(held) < 2 or held != sorted(set(held)):
-            raise checks.refuse("portions", "hold at least two ascending portions", config.portions)
+        if len(settings.each("portions", ascending=True, least=0, most=1)) < 2:
+            raise checks.refuse("portions", "hold at least two portions", config.portions)
 
     def steps() -> None:
-        if number("lr") > number("t_end"):
+        if settings.number("lr") > settings.number("t_end"):
             raise checks.refuse("lr", "be at most `t_end`, so that it takes a step", config.lr)
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        *(portions, steps),
-    )
+    settings.gather(portions, steps)
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -289,9 +278,7 @@ def _curves(ax, config: Config, seeds: Trajectories, theory: Trajectories, value
     colors = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(config.portions)))
     for k, portion in enumerate(config.portions):
         run, flow = seeds[f"portion{k}"], theory[f"portion{k}"]
-        low, median, high = run.quantile(value, (0.05, 0.5, 0.95))
-        ax.fill_between(run.t, low, high, color=colors[k], alpha=0.25, linewidth=0)
-        ax.plot(run.t, median, color=colors[k], label=f"portion {portion:g}")
+        panels.band(ax, run.t, run.quantile(value, (0.05, 0.5, 0.95)), colors[k], f"portion {portion:g}")
         label = "exact flow" if k == len(config.portions) - 1 else None
         ax.plot(flow.t, np.median(flow[value], axis=0), "k--", linewidth=1, label=label)
     ax.set(xlabel="time $t$", ylabel="loss, median and 5%–95%", xlim=(0, config.t_end), ylim=(0, None))

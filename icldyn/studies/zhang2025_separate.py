@@ -19,7 +19,6 @@ its losses are twice ours and its events come at half our t, and its code does n
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
 if TYPE_CHECKING:
@@ -103,26 +103,17 @@ REALS: dict[str, dict[str, float]] = {
 
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
-
-    def size(name: str) -> int:
-        return checks.integer(name, getattr(config, name), *SIZES[name])
-
-    def number(name: str) -> float:
-        return checks.real(name, getattr(config, name), **REALS[name])
-
-    def each(name: str, kind: Any = checks.real, *bounds: Any, **more: Any) -> list[Any]:
-        held = checks.entries(name, getattr(config, name))
-        return [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(held)]
+    settings = checks.Settings(config, SIZES, REALS)
 
     def spectrum() -> np.ndarray:
-        return checks.eigenvalues("s", each("s", least=1e-6, most=1e6))
+        return checks.eigenvalues("s", settings.each("s", least=1e-6, most=1e6))
 
     def heads() -> None:
-        if size("H") < spectrum().size:
+        if settings.size("H") < spectrum().size:
             raise checks.refuse("H", f"be at least the number of eigenvalues in `s`, {spectrum().size}", config.H)
 
     def starts() -> None:
-        s, N, held = spectrum(), size("N"), each("starts", above=1e-6)
+        s, N, held = spectrum(), settings.size("N"), settings.each("starts", above=1e-6)
         if len(held) != s.size:
             raise checks.refuse("starts", f"hold one number for each eigenvalue in `s`, {s.size}", config.starts)
         for k, (start, end) in enumerate(zip(held, (((N + 1) * s + s.sum()) / N) ** (-1 / 3), strict=True)):
@@ -130,24 +121,19 @@ def check(config: Config) -> None:
                 raise checks.refuse(f"starts[{k}]", f"be below {end:.3g}, where its mode ends", start)
 
     def ranks() -> None:
-        held = each("ranks", checks.integer, 1, spectrum().size)
-        if not held or held[0] != 1 or held != sorted(set(held)):
-            raise checks.refuse("ranks", "hold ascending ranks, the first of them 1", config.ranks)
+        if settings.each("ranks", checks.integer, 1, spectrum().size, ascending=True)[0] != 1:
+            raise checks.refuse("ranks", "hold 1 first", config.ranks)
 
     def rates() -> None:
-        lrs = [*each("lrs", above=0), number("lr")]
+        lrs = [*settings.each("lrs", above=0), settings.number("lr")]
         if len(set(lrs)) < max(2, len(lrs)):
             raise checks.refuse("lrs", "hold at least one learning rate, none of them twice nor `lr`", config.lrs)
-        if max(lrs) > min(number("t_end"), number("t_aligned")):
+        if max(lrs) > min(settings.number("t_end"), settings.number("t_aligned")):
             raise checks.refuse(
                 "t_end", "be at least every learning rate, as `t_aligned`, so that each steps", config.t_end
             )
 
-    checks.gather(
-        *(functools.partial(size, name) for name in SIZES),
-        *(functools.partial(number, name) for name in REALS),
-        *(spectrum, heads, starts, ranks, rates),
-    )
+    settings.gather(spectrum, heads, starts, ranks, rates)
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -453,9 +439,13 @@ def _figure_heads(config: Config, seeds: Trajectories, theory: Trajectories) -> 
     _rungs(right, config)
     for k, R in enumerate(config.ranks):
         run, flow = seeds[f"rank{R}"], theory[f"rank{R}"]
-        low, median, high = run.isel(seed=slice(flow.num_seeds)).quantile("loss", (0.25, 0.5, 0.75))
-        right.fill_between(run.t, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
-        right.plot(run.t, median, color=f"C{k}", label=f"SGD, $R$ = {R}")
+        panels.band(
+            right,
+            run.t,
+            run.isel(seed=slice(flow.num_seeds)).quantile("loss", (0.25, 0.5, 0.75)),
+            f"C{k}",
+            f"SGD, $R$ = {R}",
+        )
         label = "exact flows" if k == len(config.ranks) - 1 else None
         right.plot(flow.t, flow.quantile("loss", (0.5,))[0], "k--", linewidth=1, label=label)
     right.set(title="(f) rank of key and query", xlabel="time $t$", ylabel="loss, median", xlim=(0, config.t_end))
