@@ -206,13 +206,11 @@ class Settings:
     def each(
         self, name: str, kind: Callable[..., Any] = real, *bounds: Any, ascending: bool = False, **more: Any
     ) -> list[Any]:
-        """The entries of a setting, at least one, each checked by `kind`."""
+        """The entries of a setting, each checked by `kind`; if `ascending`, at least one, and each above the one before."""
         given = getattr(self.config, name)
         held = [kind(f"{name}[{k}]", value, *bounds, **more) for k, value in enumerate(entries(name, given))]
         if ascending and (not held or held != sorted(set(held))):
             raise refuse(name, "hold ascending numbers, at least one", given)
-        if not held:
-            raise refuse(name, "hold at least one number", given)
         return held
 
     def gather(self, *attempts: Callable[[], Any]) -> None:

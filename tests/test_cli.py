@@ -90,7 +90,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
         ),
         (["run", STUDY, "--seeds", "0"], "Argument `seeds` must be at least 2, but is 0."),
         (["run", STUDY, "--N", "0", "20"], "Argument `N[0]` must be at least 1, but is 0."),
-        (["run", STUDY, "--s"], "Argument `s` must hold at least one number, but is ()."),
+        (["run", STUDY, "--s"], "Argument `s` must hold at least one eigenvalue, but is empty."),
         (["run", STUDY, "--s", "0.5", "1.0"], "Argument `s` must be descending, but is [0.5, 1.0]."),
         (["run", STUDY, "--s", "1.0", "-0.5"], "Argument `s` must not be negative, but its smallest entry is -0.5."),
         (

@@ -31,5 +31,5 @@ def band(ax: Axes, x: Any, curves: Iterable[np.ndarray], color: Any, label: str 
 def plain_ticks(axis: Axis, values: Iterable[float]) -> None:
     """Ticks of a logarithmic axis at these values alone, as plain numbers."""
     values = list(values)
-    axis.set_ticks(values, [f"{v:.3g}" for v in values])
+    axis.set_ticks(values, [f"{v:.0f}" if v >= 1000 else f"{v:.3g}" for v in values])
     axis.set_ticks([], minor=True)

@@ -407,14 +407,13 @@ class RunFolder:
         """Names of the trajectories of a kind, in the order of the study, whichever process was the faster."""
         checks.one_of("kind", kind, KINDS)
         prefixes = {"theory": "theory/", "seeds": "layout/"}
-        saved = [(n, entry.get("place")) for n, entry in self._entries("saved") if isinstance(n, str)]
-        found = [
-            (place if isinstance(place, int) else k, k, n.removeprefix(p))
-            for k, (n, place) in enumerate(saved)
-            for p in {prefixes[kind], f"{kind}/"}
-            if n.startswith(p)
-        ]
-        return [n for n in dict.fromkeys(name for *_, name in sorted(found)) if NAME.fullmatch(n)]
+        found: dict[str, int] = {}
+        for k, (name, entry) in enumerate(self._entries("saved")):
+            place = entry.get("place")
+            for prefix in {prefixes[kind], f"{kind}/"}:
+                if str(name).startswith(prefix):
+                    found.setdefault(name.removeprefix(prefix), place if isinstance(place, int) else k)
+        return [n for n in sorted(found, key=found.__getitem__) if NAME.fullmatch(n)]
 
     def load(self, kind: str) -> dict[str, Trajectory]:
         """All trajectories of a kind; their values are read when they are asked for.

@@ -120,6 +120,10 @@ def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
     settings = checks.Settings(config, SIZES, REALS)
 
+    def ratios() -> None:
+        if not settings.each("unbalanced", least=1e-6, most=1e6):
+            raise checks.refuse("unbalanced", "hold at least one ratio", config.unbalanced)
+
     def rates() -> list[float]:
         lrs = settings.each("lrs", above=0)
         if len(set(lrs)) < max(2, len(lrs)):
@@ -158,8 +162,7 @@ def check(config: Config) -> None:
                 raise checks.refuse(entry, must, rate)
 
     settings.gather(
-        lambda: settings.each("unbalanced", least=1e-6, most=1e6),
-        *(rates, eigenvalues, context_lengths, longer_than_wide, start_below_end),
+        *(ratios, rates, eigenvalues, context_lengths, longer_than_wide, start_below_end),
         lambda: steps("lr", lambda: [settings.number("lr")]),
         lambda: steps("lrs", rates),
     )

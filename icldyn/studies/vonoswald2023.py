@@ -119,7 +119,12 @@ REALS = {
 def check(config: Config) -> None:
     """Refuse what cannot run, every fault at once, before jax is imported."""
     settings = checks.Settings(config, SIZES, REALS)
-    settings.gather(lambda: settings.each("scales", above=0, most=100))
+
+    def scales() -> None:
+        if not settings.each("scales", above=0, most=100):
+            raise checks.refuse("scales", "hold at least one factor", config.scales)
+
+    settings.gather(scales)
 
 
 def experiments(config: Config) -> dict[str, Any]:

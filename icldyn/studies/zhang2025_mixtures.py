@@ -89,7 +89,7 @@ def check(config: Config) -> None:
 
     def portions() -> None:
         if len(settings.each("portions", ascending=True, least=0, most=1)) < 2:
-            raise checks.refuse("portions", "hold at least two portions", config.portions)
+            raise checks.refuse("portions", "hold at least two ascending portions", config.portions)
 
     def steps() -> None:
         if settings.number("lr") > settings.number("t_end"):

@@ -122,7 +122,7 @@ def check(config: Config) -> None:
 
     def ranks() -> None:
         if settings.each("ranks", checks.integer, 1, spectrum().size, ascending=True)[0] != 1:
-            raise checks.refuse("ranks", "hold 1 first", config.ranks)
+            raise checks.refuse("ranks", "hold ascending ranks, the first of them 1", config.ranks)
 
     def rates() -> None:
         lrs = [*settings.each("lrs", above=0), settings.number("lr")]
