@@ -15,6 +15,7 @@ from ..objectives import Objective
 
 Measures = Mapping[str, Callable[[Any], Array]]
 OptimiserFactory = Callable[[Array], optax.GradientTransformation]
+STRIDE = 32  # steps between two looks for seeds that are lost
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,23 @@ def optimiser_factory(optimiser: Any) -> OptimiserFactory:
     return optimiser
 
 
-def one_step(objective: Objective, optimiser: OptimiserFactory, lr: Array, key: Array, i: Array, state):
-    """Step i of one seed, from (params, optimiser state, diverged step) to the same.
-
-    The batch of step i comes from `fold_in(key, i)`, so that a run can be cut in time anywhere. A seed whose weights would
-    become non-finite in step i stays at its last finite state, and its diverged step, -1 until then, becomes i + 1.
-    """
-    params, opt_state, diverged = state
+def slope(objective: Objective, params: Any, key: Array, i: Array) -> Any:
+    """Gradient of the loss of step i, whose batch comes from `fold_in(key, i)`: a run can be cut in time anywhere."""
     with jax.default_matmul_precision("highest"):
-        grads = jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
+        return jax.grad(objective.loss)(params, jax.random.fold_in(key, i))
+
+
+def slopes(objective: Objective, params: Any, key: Array | None, i: Array) -> Any:
+    """`slope` of many seeds in the last axis, by an objective that is written for them; the key is that of all."""
+    with jax.default_matmul_precision("highest"):
+        return objective.slopes(params, None if key is None else jax.random.fold_in(key, i))
+
+
+def descend(optimiser: OptimiserFactory, lr: Array, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    """Weights and optimiser state of one seed after a step along its gradient."""
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its own counters and rates
-        updates, new_opt_state = optimiser(lr).update(grads, opt_state, params)
-    new_params = jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates)
-    diverged = jnp.where((diverged < 0) & ~finite(new_params), i + 1, diverged)
-    new, old = (new_params, new_opt_state), (params, opt_state)
-    return (*jax.tree.map(lambda a, b: jnp.where(diverged < 0, a, b), new, old), diverged)
+        updates, opt_state = optimiser(lr).update(grads, opt_state, params)
+    return jax.tree.map(lambda w, u: w + u.astype(w.dtype), params, updates), opt_state
 
 
 def read(objective: Objective, measures: Measures, key: Array, i: Array, state) -> dict[str, Array]:
@@ -71,6 +74,7 @@ def read(objective: Objective, measures: Measures, key: Array, i: Array, state) 
 
 def in_time(
     step: Callable[[Array, Any], Any],
+    settle: Callable[[Array, Any, Any], tuple[Any, Array]],
     look: Callable[[Array, Any], dict[str, Array]],
     state: Any,
     first: Array,
@@ -79,18 +83,37 @@ def in_time(
 ) -> tuple[Any, dict[str, Array]]:
     """Advance by `gaps[0]` steps from number `first` on, look if `keep[0]`, by `gaps[1]`, look if `keep[1]`, and so on.
 
-    `step` (i, state) and `look` (i, state) are those of one seed or of many side by side. `gaps` and `keep` (R,) are traced:
-    another schedule runs the same program. Returns the state and what was seen, stacked (R, ...).
+    `step` (i, state) and `look` (i, state) are those of all seeds side by side, `settle` as in `_advanced`. `gaps` and `keep`
+    (R,) are traced: another schedule runs the same program. Returns the state and what was seen, stacked (R, ...).
     """
 
     def record(carry, gap_and_keep):
         (state, i), (gap, kept) = carry, gap_and_keep
-        state = lax.fori_loop(i, i + gap, step, state)
+        state = _advanced(step, settle, state, i, i + gap)
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(look, i, state))
         return (state, i + gap), lax.cond(kept, look, lambda *_: nothing, i + gap, state)
 
     (state, _), seen = lax.scan(record, (state, jnp.asarray(first)), (gaps, keep))
     return state, seen
+
+
+def _advanced(step: Callable, settle: Callable, state: Any, i: Array, end: Array) -> Any:
+    """Steps i, i + 1, ..., end - 1 of all seeds; one that leaves the finite numbers stays at its last finite state.
+
+    Looking for such seeds after every step costs as much as a step of a small model. So `settle` (i, old, new) -> (state, lost)
+    looks after STRIDE steps, puts seeds that are no longer trained back to `old`, and says if another was lost; then these steps
+    are done again one by one, by the same loop, so that the other seeds keep their bits and the lost one its step.
+    """
+
+    def stride(carry):
+        state, i, careful = carry
+        count = jnp.where(i < careful, 1, jnp.minimum(end - i, STRIDE))
+        new, lost = settle(i, state, lax.fori_loop(i, i + count, step, state))
+        again = lost & (count > 1)
+        state = jax.tree.map(lambda a, b: jnp.where(again, a, b), state, new)
+        return state, jnp.where(again, i, i + count), jnp.where(again, i + count, careful)
+
+    return lax.while_loop(lambda carry: carry[1] < end, stride, (state, i, i))[0]
 
 
 def finite(params: Any) -> Array:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from .blocks import Block
-from .descend import OptimiserFactory, finite, in_time, one_step, read
+from .descend import OptimiserFactory, descend, finite, in_time, read, slope, slopes
 from .experiment import Experiment
 from .placing import placed
 from .schedule import RECORDS_PER_CALL
@@ -23,7 +23,7 @@ class Program:
     """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each.
 
     With `shared` all lanes see one stream of data, that of seed 0. With `lanes_last` weights have their lanes in the last axis
-    while they are trained, where the vector lanes are: best for tiny contractions written out element by element.
+    while they are trained, where the vector lanes are, and the objective's `slopes` are the gradients of all of them.
     """
 
     treedef: Any
@@ -59,28 +59,56 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
     axis = -1 if program.lanes_last else 0
     keys, own_key = (keys[0], None) if program.shared else (keys, 0)  # a batch that no lane owns is drawn once for all
 
+    def of_key(key):
+        return jax.random.wrap_key_data(key, impl="threefry2x32")
+
     def lanes(function):
         def one(leaves, lr, key, i, state):
-            objective, measures = jax.tree.unflatten(program.treedef, leaves)
-            return function(objective, measures, lr, jax.random.wrap_key_data(key, impl="threefry2x32"), i, state)
+            return function(*jax.tree.unflatten(program.treedef, leaves), of_key(key), i, state)
 
         mapped = jax.vmap(one, (program.axes, 0, own_key, None, axis), axis)
         return lambda i, state: mapped(leaves, lr, keys, i, state)
 
-    def one_lane_step(objective, measures, lr, key, i, state):
-        return one_step(objective, program.optimiser, lr, key, i, state)
+    def gradients(i, state):
+        if program.lanes_last and not any(program.per_lane):
+            objective, _ = jax.tree.unflatten(program.treedef, leaves)
+            return slopes(objective, state[0], of_key(keys) if program.shared else None, i)
+        return lanes(lambda objective, _, key, i, state: slope(objective, state[0], key, i))(i, state)
 
-    def one_lane_look(objective, measures, lr, key, i, state):
-        return read(objective, measures, key, i, state)
+    def one_step(lr, grads, state):
+        params, opt_state, diverged = state
+        return *descend(program.optimiser, lr, grads, params, opt_state), diverged
+
+    def step_all(i, state):
+        return jax.vmap(one_step, (0, axis, axis), axis)(lr, gradients(i, state), state)
+
+    def settle(i, old, new):
+        lost = (old[2] < 0) & ~jax.vmap(finite, axis)(new[0])
+        diverged = jnp.where(lost, i + 1, old[2])
+        kept = jax.vmap(
+            lambda lane, a, b: jax.tree.map(lambda a, b: jnp.where(lane < 0, b, a), a, b), (0, axis, axis), axis
+        )
+        return (*kept(diverged, old[:2], new[:2]), diverged), jnp.any(lost)
 
     state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), state)
-    state, seen = in_time(lanes(one_lane_step), lanes(one_lane_look), state, step, gaps, keep)
+    look = lanes(lambda objective, measures, key, i, state: read(objective, measures, key, i, state))
+    state, seen = in_time(step_all, settle, look, state, step, gaps, keep)
     state = jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), state)
     return state, jax.tree.map(lambda a: jnp.moveaxis(a, axis if program.lanes_last else 1, 0), seen)
 
 
+def compiler_options() -> dict[str, int]:
+    """On a CPU vectors of 512 bits, where it has them: LLVM takes half of that for fear of a lower clock."""
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+
+
+@functools.cache
+def advance() -> Callable[..., Any]:
+    """`advancing`, compiled; made on the first call, when the device is known."""
+    return jax.jit(advancing, static_argnums=0, compiler_options=compiler_options())
+
+
 start = functools.partial(jax.jit, static_argnums=0)(starting)
-advance = functools.partial(jax.jit, static_argnums=0)(advancing)
 NO_STEPS = (np.int32(0), np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_PER_CALL, bool))
 
 
@@ -102,13 +130,13 @@ class Lanes:
         """One call of `advance`, in pieces of `width` lanes."""
         program, leaves, G = self.programs["advance"], self.leaves["advance"], len(self.seeds)
         if width in (None, G):
-            return advance(program, leaves, self.lr, keys, state, np.int32(step), gaps, keep)
+            return advance()(program, leaves, self.lr, keys, state, np.int32(step), gaps, keep)
         pieces = []
         for first in range(0, G, width):
             cut = slice(first, first + width)
             own = tuple(a[cut] if mine else a for a, mine in zip(leaves, program.per_lane, strict=True))
             part = jax.tree.map(lambda a, cut=cut: a[cut], state)
-            done = advance(program, own, self.lr[cut], keys[cut], part, np.int32(step), gaps, keep)
+            done = advance()(program, own, self.lr[cut], keys[cut], part, np.int32(step), gaps, keep)
             pieces.append(jax.device_get(done))  # to the host, so that the device holds one piece at a time
         return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 
@@ -185,7 +213,7 @@ def footprint(lanes: Lanes) -> int:
 
     Compiles it, for the calls that follow too.
     """
-    lowered = advance.lower(lanes.programs["advance"], lanes.leaves["advance"], lanes.lr, *lanes.begin(), *NO_STEPS)
+    lowered = advance().lower(lanes.programs["advance"], lanes.leaves["advance"], lanes.lr, *lanes.begin(), *NO_STEPS)
     counted = lowered.compile().memory_analysis()
     if counted is None:
         return 0

@@ -29,7 +29,7 @@ from .. import checks
 from .blocks import Block
 from .joining import gathered
 from .joining import initialise as initialise
-from .programs import NO_STEPS, Program, advancing
+from .programs import NO_STEPS, Program, advancing, compiler_options
 from .schedule import next_call
 from .train import Training, out_of_memory, steps_per_call
 
@@ -56,8 +56,8 @@ def advance_all(mesh: Mesh) -> Callable[..., Any]:
         over = functools.partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
         return over(functools.partial(advancing, program))(*arguments)
 
-    options = {"xla_disable_hlo_passes": "spmd-cleanup"} if mesh.devices[0].platform == "cpu" else None
-    return jax.jit(advance, static_argnums=0, compiler_options=options)
+    options = {"xla_disable_hlo_passes": "spmd-cleanup"} if mesh.devices[0].platform == "cpu" else {}
+    return jax.jit(advance, static_argnums=0, compiler_options=compiler_options() | options)
 
 
 class _Waves:

@@ -13,6 +13,7 @@ from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from .. import checks
+from ..models.head_lanes import fold_lanes, unfold_lanes
 from ..models.heads import Heads, fold
 from ..normals import normals
 from ..struct import static, struct
@@ -62,6 +63,7 @@ class Folded:
     generator: str = static()
     noisy: bool = static()
     shared: bool = static()
+    aligned: bool = static()  # whether the eigenbasis is that of the weights
 
     def loss(self, params: Any, key: Array) -> Array:
         """1/2 mean (y_q - yhat_q)^2 over the batch."""
@@ -78,9 +80,31 @@ class Folded:
         """With a shared stream seeds belong in the last axis, else prompts do."""
         return self.shared
 
+    def slopes(self, params: Any, key: Array) -> Any:
+        """Gradients of the loss of one stream for many seeds in the last axis: one matrix for all of them."""
+        x, g, y = self.draw(key, params["v"].dtype)
+        if not self.aligned:
+            x, g = self._turned(x, g)
+        size = np.sqrt(self.batch).astype(x.dtype)
+        phi = (g[:, None] * x[None]).reshape(-1, self.batch) / size  # (n D, B)
+        return _slopes(self.model, phi @ phi.T, (phi @ (y / size))[:, None], 0, params)
+
+    def _turned(self, x: Array, g: Array) -> tuple[Array, Array]:
+        """x_q and g out of the eigenbasis."""
+        n, U = self.model.D + 1, jnp.asarray(self.U, x.dtype)
+        if self.model.zero_blocks:
+            return U @ x, U @ g
+        a, b = np.triu_indices(n)
+        pair = np.zeros((n, n), int)
+        pair[a, b] = pair[b, a] = np.arange(len(a))
+        V = jnp.eye(n, dtype=x.dtype).at[:-1, :-1].set(U)
+        return U @ x, jnp.einsum("abs,ca,db->cds", g[pair], V, V)[a, b]
+
     def rotated_kernel(self, params: Any) -> Array:
         """The kernel (D, n) in the eigenbasis."""
         D = self.model.D
+        if self.aligned:
+            return self.model.kernel(params)
         if self.model.zero_blocks:
             A = self.model.matrix(params)
             U = jnp.asarray(self.U, A.dtype)
@@ -156,10 +180,29 @@ class Quadratic:
         gap = k - jnp.asarray(self.center, k.dtype)
         return jnp.asarray(self.least, k.dtype) + quadratic(jnp.asarray(self.C, k.dtype), jnp.zeros_like(gap), gap)
 
+    def slopes(self, params: Any, key: Array | None = None) -> Any:
+        """Gradients of the loss for many seeds in the last axis; the key is ignored."""
+        D, dtype = self.model.D, params["v"].dtype
+        C, center = jnp.asarray(self.C, dtype), jnp.asarray(self.center, dtype)
+        n = center.size // D
+        C = (
+            C.reshape(D, n, D, n).transpose(1, 0, 3, 2).reshape(C.shape)
+        )  # `fold_lanes` has its axes the other way round
+        return _slopes(self.model, C, 0, center.reshape(D, n).T.reshape(-1, 1), params)
+
     @property
     def lanes_last(self) -> bool:
         """Seeds belong in the last axis."""
         return True
+
+
+def _slopes(model: Heads, C: Array, b: Array | int, center: Array | int, params: Any) -> Any:
+    """Gradients of k^T C k / 2 - b^T k, k = folded weights (n, D, S) - center, for S seeds."""
+    k = fold_lanes(model, params)
+    # Barriers keep the sums over heads, the product and the way back apart: fused, they leave the layout with seeds last.
+    ahead = lax.optimization_barrier(k.reshape(-1, k.shape[-1]))
+    product = lax.optimization_barrier(C @ (ahead - center))
+    return unfold_lanes(model, params, (product - b).reshape(k.shape))
 
 
 def folded_statistics(task: LinearRegression, model: Heads, batch: int, generator: str, shared: bool) -> Folded:
@@ -185,6 +228,7 @@ def folded_statistics(task: LinearRegression, model: Heads, batch: int, generato
         generator=generator,
         noisy=task.noisy,
         shared=shared,
+        aligned=np.array_equal(U, np.eye(task.D)),
     )
 
 

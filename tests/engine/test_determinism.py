@@ -71,9 +71,45 @@ def test_experiments_trained_together_have_the_bits_of_each_alone():
 
 def test_many_blocks_compile_once():
     run(seeds=8, steps=3)
-    before = programs.advance._cache_size(), programs.start._cache_size()
+    before = programs.advance()._cache_size(), programs.start._cache_size()
     run(seeds=80, steps=3)
-    assert (programs.advance._cache_size(), programs.start._cache_size()) == before
+    assert (programs.advance()._cache_size(), programs.start._cache_size()) == before
+
+
+@pytest.fixture(scope="module")
+def fixed_prompts():
+    task, model = ic.linear_regression(9, [1.0, 0.6, 0.4], family="scalar"), ic.merged(3, 2, zero_blocks=False)
+    x, y, x_q, y_q = (np.asarray(a, float) for a in task.sample(jax.random.key(0), 30))
+    return ic.dataset(model, x, y[..., 0], x_q, y_q[:, 0]), ic.heads.gaussian(model)
+
+
+def test_seeds_in_the_last_axis_keep_their_bits_in_any_order(fixed_prompts):
+    settings = {"lr": 0.1, "steps": 70, "init_scale": 0.5, "records": 3, "block": 16}
+    many = ic.ensemble(*fixed_prompts, seeds=48, **settings)
+    assert same(ic.ensemble(*fixed_prompts, seeds=[40, 3, 17], **settings), many, [40, 3, 17])
+    assert same(ic.ensemble(*fixed_prompts, seeds=range(21, 43), **settings), many, slice(21, 43))
+
+
+@pytest.mark.parametrize("steps", [9, 200])
+def test_a_seed_is_lost_at_the_very_step_at_which_it_is_alone(steps, fixed_prompts):
+    """The engine looks for lost seeds now and then; here one after the other, step by step, looking every time."""
+    objective, init = fixed_prompts
+    settings = {"seeds": 24, "init_scale": 2.6, "dtype": "float64"}
+    measures = {"v": lambda w: w["v"], "loss": lambda w: w["v"][0, 0]}  # the loss overflows before the weights do
+    found = ic.ensemble(objective, init, lr=0.1, steps=steps, records=2, block=8, measures=measures, **settings)
+    start, step = ic.initial_params(init, **settings), jax.jit(jax.grad(objective.loss))
+    lost = np.full(24, -1)
+    for seed in range(24):
+        w = {name: np.asarray(a[seed]) for name, a in start.items()}
+        for k in range(steps):
+            new = {name: w[name] - 0.1 * np.asarray(g) for name, g in step(w).items()}
+            if not all(np.isfinite(a).all() for a in new.values()):
+                lost[seed] = k + 1
+                break
+            w = new
+        np.testing.assert_allclose(found["v"][seed, -1], w["v"], rtol=1e-6)  # steps that overflow amplify round-off
+    np.testing.assert_array_equal(found.coords["diverged_step"][1], lost)
+    assert 2 < (lost >= 0).sum() < 24 and len(set(lost)) > 2
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])

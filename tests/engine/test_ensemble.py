@@ -106,16 +106,16 @@ def test_at_equal_time_every_rate_runs_its_own_number_of_steps():
 
 
 def test_no_value_compiles_anew(reference):
-    before = programs.advance._cache_size()
+    before = programs.advance()._cache_size()
     run(lr=0.3, init_scale=0.01, steps=77, seeds=40)
     run(lr=[0.1, 0.2], t_end=3.0, steps=None, spacing="log")
     other = ic.statistics(ic.linear_regression(300, [3.0, 0.7, 0.5, 0.1]), MODEL, 8)
     ic.ensemble(other, INIT, seeds=9, lr=0.01, steps=10, records=3, measures=ic.modes.measures(TASK.U), block=8)
-    assert programs.advance._cache_size() == before
+    assert programs.advance()._cache_size() == before
     for N in (8, 30):  # a bound method of a pytree carries its arrays as arguments, too
         exact = ic.population(ic.linear_regression(N, TASK.s), MODEL)
         run(measures=MEASURES | {"loss": exact.loss}, steps=3, seeds=1)
-    assert programs.advance._cache_size() == before + 1
+    assert programs.advance()._cache_size() == before + 1
 
 
 def test_a_method_of_an_ordinary_object_is_a_measure_too(reference):
@@ -162,9 +162,9 @@ def test_momentum_and_adam_are_optaxs():
 
 def test_an_equal_partial_is_an_equal_optimiser():
     run(optimiser=functools.partial(optax.sgd, momentum=0.9), seeds=8)
-    before = programs.advance._cache_size()
+    before = programs.advance()._cache_size()
     run(optimiser=functools.partial(optax.sgd, momentum=0.9), seeds=8)
-    assert programs.advance._cache_size() == before
+    assert programs.advance()._cache_size() == before
 
 
 def test_a_seed_that_diverges_is_counted_and_the_others_keep_their_bits(reference):
