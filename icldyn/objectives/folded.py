@@ -68,6 +68,8 @@ class Folded:
     def loss(self, params: Any, key: Array) -> Array:
         """1/2 mean (y_q - yhat_q)^2 over the batch."""
         k = self.rotated_kernel(params)
+        of_x, of_g = self.scales(k.dtype)
+        k = k * of_x[:, None] * of_g[None]
         x, g, y = self.draw(key, k.dtype)
         if not self.shared:
             return jnp.sum((y - jnp.sum(x * (k @ g), axis=0)) ** 2) / (2 * self.batch)
@@ -83,6 +85,8 @@ class Folded:
     def slopes(self, params: Any, key: Array) -> Any:
         """Gradients of the loss of one stream for many seeds in the last axis: one matrix for all of them."""
         x, g, y = self.draw(key, params["v"].dtype)
+        of_x, of_g = self.scales(x.dtype)
+        x, g = x * of_x[:, None], g * of_g[:, None]
         if not self.aligned:
             x, g = self._turned(x, g)
         size = np.sqrt(self.batch).astype(x.dtype)
@@ -114,49 +118,54 @@ class Folded:
         V = jnp.eye(D + 1, dtype=M.dtype).at[:D, :D].set(U)
         return fold(jnp.einsum("abk,ai,bj,kl->ijl", M, V, V, U))
 
+    def scales(self, dtype: Any) -> tuple[Array, Array]:
+        """What the entries of x_q (D,) and of g (n,) of `draw` are to be multiplied by."""
+        root = jnp.sqrt(jnp.asarray(self.s, dtype))
+        if self.model.zero_blocks:
+            return root, root
+        both = jnp.concatenate([root, jnp.ones(1, dtype)])
+        a, b = np.triu_indices(self.model.D + 1)
+        return root, both[a] * both[b] / jnp.asarray(self.N, dtype)
+
     def draw(self, key: Array, dtype: Any) -> tuple[Array, Array, Array]:
-        """x_q (D, B), g (n, B) and y_q (B,) of fresh prompts, in the eigenbasis."""
+        """x_q (D, B), g (n, B) and y_q (B,) of fresh prompts, in the eigenbasis and but for their `scales`."""
         D, B, zero = self.model.D, self.batch, self.model.zero_blocks
         key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
         tasks = 0 if self.pool is not None else D
         below = 0 if zero else D * (D - 1) // 2
         chis = np.shape(self.chi)[0]
         sizes = [D, tasks, D if zero or self.noisy else 0, chis, int(zero and self.noisy), below]
-        drawn = lax.optimization_barrier(normals(key, (sum(sizes), B), dtype, self.generator))
+        drawn = normals(key, (sum(sizes), B), dtype, self.generator)
         x, w, z, u, e, t = jnp.split(drawn, list(np.cumsum(sizes)[:-1]))
         s, N, rho = (jnp.asarray(a, dtype) for a in (self.s, self.N, self.rho))
-        x = x * jnp.sqrt(s)[:, None]
         if self.pool is None:
-            w = jnp.asarray(self.root_w, dtype) @ w
+            w = (jnp.sqrt(s)[:, None] * jnp.asarray(self.root_w, dtype)) @ w
         else:
-            pool = jnp.asarray(self.pool, dtype)
+            pool = jnp.asarray(self.pool, dtype) * jnp.sqrt(s)[None]
             w = pool[jax.random.randint(key_task, (B,), 0, pool.shape[0])].T
         y, chi = jnp.sum(w * x, axis=0), chi_from_normal(jnp.asarray(self.chi, dtype), u)
-        context = self._vector if zero else self._matrix
-        return x, context(x, w, z, chi, e, t, s, N, rho), y
+        return x, self._vector(w, z, chi[0], e, N, rho) if zero else self._matrix(x, w, z, chi, t, rho), y
 
-    def _vector(self, x, w, z, chi, e, t, s, N, rho) -> Array:
-        """h (D, B)."""
-        root, chi = jnp.sqrt(s)[:, None], chi[0]
-        Sw = s[:, None] * w
-        v = jnp.sum(w * Sw, axis=0) + rho
-        other = jnp.sum(w * root * z, axis=0) + (jnp.sqrt(rho) * e[0] if self.noisy else 0)
+    def _vector(self, w, z, chi, e, N, rho) -> Array:
+        """h / sqrt s, (D, B); w here and below is sqrt(s) w."""
+        v = jnp.sum(w**2, axis=0) + rho
+        other = jnp.sum(w * z, axis=0) + (jnp.sqrt(rho) * e[0] if self.noisy else 0)
         spread = chi / N * jnp.sqrt(v)
         along = chi**2 / N - spread * other / jnp.maximum(v, jnp.finfo(v.dtype).tiny)
-        return along[None] * Sw + spread[None] * root * z
+        return along[None] * w + spread[None] * z
 
-    def _matrix(self, x, w, z, chi, e, t, s, N, rho) -> Array:
-        """The entries (n, B) of G, a <= b."""
-        D, root = self.model.D, jnp.sqrt(s / N)
-        rows = [[*(root[i] * t[i * (i - 1) // 2 + j] for j in range(i)), root[i] * chi[i]] for i in range(D)]
+    def _matrix(self, x, w, z, chi, t, rho) -> Array:
+        """The entries (n, B) of N G, a <= b, those of x_a over sqrt s_a."""
+        D = self.model.D
+        rows = [[*(t[i * (i - 1) // 2 + j] for j in range(i)), chi[i]] for i in range(D)]
         Tw = [sum(rows[i][j] * w[i] for i in range(j, D)) for j in range(D)]
         h = [sum(rows[i][j] * Tw[j] for j in range(i + 1)) for i in range(D)]
         c = sum(a**2 for a in Tw)
         if self.noisy:
-            e = [jnp.sqrt(rho / N) * z[j] for j in range(D)]
-            c = c + 2 * sum(a * b for a, b in zip(Tw, e, strict=True)) + rho / N * (jnp.sum(z**2, axis=0) + chi[D] ** 2)
+            e = [jnp.sqrt(rho) * z[j] for j in range(D)]
+            c = c + 2 * sum(a * b for a, b in zip(Tw, e, strict=True)) + rho * (jnp.sum(z**2, axis=0) + chi[D] ** 2)
             h = [h[i] + sum(rows[i][j] * e[j] for j in range(i + 1)) for i in range(D)]
-        own = x / jnp.sqrt(N) if self.model.query_attends_itself else jnp.zeros_like(x)
+        own = x if self.model.query_attends_itself else jnp.zeros_like(x)
         out = []
         for a in range(D):
             for b in range(a, D):

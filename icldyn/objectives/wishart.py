@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from numpy.typing import ArrayLike
 
 from .. import checks
 from ..models.linear_attention import LinearAttention, Params
-from ..normals import normals
+from ..normals import normals, stored
 from ..struct import static, struct
 from ..tasks.linear_regression import LinearRegression, square_root
 
@@ -53,7 +53,6 @@ class Statistics:
         key_task, key = jax.random.split(key) if self.pool is not None else (key, key)
         tasks = 0 if self.pool is not None else (O * D if self.family == "iid" else D)
         drawn = normals(key, (n * (n + 1) // 2 + D + tasks, B), root.dtype, self.generator)
-        drawn = lax.optimization_barrier(drawn)  # made once, not again in every fusion that reads them
         diagonal, below, x, g = jnp.split(drawn, (n, n * (n + 1) // 2, n * (n + 1) // 2 + D))
         x = x * (root[:D] * jnp.sqrt(N))[:, None]
         apply_W, apply_WT = self._task(key_task, g)
@@ -136,11 +135,14 @@ def chi_quantile_series(freedom: ArrayLike) -> np.ndarray:
 
 def chi_from_normal(series: Array, u: Array) -> Array:
     """sum_j series[:, j] T_j(u / 6) by Clenshaw's recurrence.  series (n, degree+1), u (n, B)."""
-    v = jnp.clip(u / 6, -1, 1)
+    return stored(_chebyshev, series, jnp.clip(u / 6, -1, 1))
+
+
+def _chebyshev(series: Array, v: Array) -> Array:
     first = second = jnp.zeros_like(v)
-    for j in range(series.shape[1] - 1, 0, -1):
-        first, second = series[:, j, None] + 2 * v * first - second, first
-    return series[:, 0, None] + v * first - second
+    for j in range(series.size - 1, 0, -1):
+        first, second = series[j] + 2 * v * first - second, first
+    return series[0] + v * first - second
 
 
 def _wishart_apply(root: Array, diagonal: Array, below: Array, v: list[Array]) -> Array:
