@@ -16,7 +16,7 @@ divided by N, query masked as key; our A_l is minus their Q_l, B_l their P_l. Th
 of a context is averaged over both exactly (`icldyn.deep_attention.averaged` with a basis of tasks).
 Reduced: 32 contexts a batch for 20,000 prompts; 1,000 steps at a rate of 0.2 with a cosine decay for 20,000 at 0.01. That leaves
 the deeper nets above the least GD++, and their A_l on the way to Sigma^-1 in its smallest direction, where the loss is flattest.
-At this rate some seeds of four layers (41 of 256) overflow, early or on a single held-out context; they are left out and counted.
+Nets of more than two layers take 2/L of the rate: at all of it one seed in six of four layers overflows, early or on one context.
 Public code: its D is our Sigma^(1/2), its initial "variance" a standard deviation, and its descent uses N - 1 of the pairs.
 Seeds and theory are measured on the same held-out contexts, so that what these share cancels.
 """
@@ -60,7 +60,7 @@ class Config:
     steps: int = 1000
     """Steps of Adam."""
     lr: float = 0.2
-    """Learning rate at the start of a cosine decay to 0."""
+    """Learning rate at the start of a cosine decay to 0; more than 2 layers take 2/L of it."""
     clip: float = 0.01
     """Largest norm of a gradient, of Adam's."""
     start: float = 0.01
@@ -147,7 +147,8 @@ def experiments(config: Config) -> dict[str, Any]:
         )
 
     out = {
-        f"L{L}": trained(L, root, "adam", config.steps, config.clip, lr=config.lr, records=33) for L in config.depths
+        f"L{L}": trained(L, root, "adam", config.steps, config.clip, lr=config.lr * min(1, 2 / L), records=33)
+        for L in config.depths
     }
     for kind in config.optimisers:
         settings = {"lr": list(config.rates), "records": 17}
@@ -305,9 +306,8 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
             best["adam"] / best[slow],
             high=0.9,
         )
-    for name, run in seeds.items():  # a deep net may overflow on a single context, as the 3^L-th power of its weights
-        deep = name.startswith("L") and int(name[1:]) > 2
-        claim(f"Seeds that diverged, {name}, of {run.finite().size:,}", run.diverged, **({} if deep else {"high": 0}))
+    for name, run in seeds.items():
+        claim(f"Seeds that diverged, {name}, of {run.finite().size:,}", run.diverged, high=0)
     return out
 
 
