@@ -44,7 +44,8 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
 def interleaved(runs: Mapping[Any, Callable[[], float | None]], repeats: int) -> dict[Any, Timing]:
     """Every run once, then every run again, ...: a slow minute of the machine meets all of them alike.
 
-    A run that returns a number says how long it took (without its own preparations); otherwise its call is timed.
+    A run that returns a number says how long it took without its own preparations, which keep one core busy; otherwise its call
+    is timed.
     """
     wall: dict[Any, list[float]] = {name: [] for name in runs}
     cpu: dict[Any, list[float]] = {name: [] for name in runs}
@@ -53,7 +54,7 @@ def interleaved(runs: Mapping[Any, Callable[[], float | None]], repeats: int) ->
             own, outer, spent = timed(run)
             seconds = own if isinstance(own, float) else outer
             wall[name].append(seconds)
-            cpu[name].append(spent * seconds / outer)
+            cpu[name].append(spent - (outer - seconds))
     return {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in runs}
 
 

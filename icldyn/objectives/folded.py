@@ -176,28 +176,23 @@ class Folded:
 
 @struct
 class Quadratic:
-    """L = least + 1/2 (k - center)^T C (k - center), k the folded weights. Made by `dataset`."""
+    """L = least + 1/2 (k - center)^T C (k - center), k the folded weights (n, D), row by row. Made by `dataset`."""
 
-    C: ArrayLike  # (D n, D n)
-    center: ArrayLike  # (D n,)
+    C: ArrayLike  # (n D, n D)
+    center: ArrayLike  # (n D,)
     least: ArrayLike
     model: Heads
 
     def loss(self, params: Any, key: Array | None = None) -> Array:
         """The mean loss of all prompts at `params`; the key is ignored."""
-        k = self.model.kernel(params).reshape(-1)
+        k = self.model.kernel(params).T.reshape(-1)
         gap = k - jnp.asarray(self.center, k.dtype)
         return jnp.asarray(self.least, k.dtype) + quadratic(jnp.asarray(self.C, k.dtype), jnp.zeros_like(gap), gap)
 
     def slopes(self, params: Any, key: Array | None = None) -> Any:
         """Gradients of the loss for many seeds in the last axis; the key is ignored."""
-        D, dtype = self.model.D, params["v"].dtype
-        C, center = jnp.asarray(self.C, dtype), jnp.asarray(self.center, dtype)
-        n = center.size // D
-        C = (
-            C.reshape(D, n, D, n).transpose(1, 0, 3, 2).reshape(C.shape)
-        )  # `fold_lanes` has its axes the other way round
-        return _slopes(self.model, C, 0, center.reshape(D, n).T.reshape(-1, 1), params)
+        C, center = (jnp.asarray(a, params["v"].dtype) for a in (self.C, self.center))
+        return _slopes(self.model, C, 0, center[:, None], params)
 
     @property
     def lanes_last(self) -> bool:
@@ -251,7 +246,7 @@ def sufficient_statistics(
     for first in range(0, P, CHUNK):
         part = slice(first, first + CHUNK)
         g = _context(model, x[part], y[part], x_q[part]) / length
-        phi = np.einsum("pk,pi->pki", x_q[part], g).reshape(len(g), size)
+        phi = np.einsum("pi,pk->pik", g, x_q[part]).reshape(len(g), size)
         C, b, total = C + phi.T @ phi / P, b + phi.T @ y_q[part] / P, total + y_q[part] @ y_q[part] / P
     values, vectors = np.linalg.eigh(C)
     kept = values > SMALLEST * values[-1]

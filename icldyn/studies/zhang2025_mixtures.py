@@ -145,6 +145,11 @@ def _exact(config: Config, portion: float):
     from icldyn.objectives.folded import Quadratic
 
     C, b, yy = _moments(config, portion)
+    D = config.D
+    C, b = (
+        C.reshape(D, -1, D, b.size // D).transpose(1, 0, 3, 2).reshape(C.shape),
+        b.reshape(D, -1).T.ravel(),
+    )  # to (n, D)
     center = np.linalg.lstsq(C, b, rcond=1e-10)[0]
     return Quadratic(C, center, np.float64((yy - b @ center) / 2), _model(config))
 
