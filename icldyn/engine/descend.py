@@ -15,7 +15,7 @@ from ..objectives import Objective
 
 Measures = Mapping[str, Callable[[Any], Array]]
 OptimiserFactory = Callable[[Array], optax.GradientTransformation]
-STRIDE = 32  # steps between two looks for seeds that are lost
+STRIDE = 64  # steps between two looks for seeds that are lost
 
 
 @dataclass(frozen=True)
@@ -72,50 +72,76 @@ def read(objective: Objective, measures: Measures, key: Array, i: Array, state) 
     return seen
 
 
-def in_time(
-    step: Callable[[Array, Any], Any],
-    settle: Callable[[Array, Any, Any], tuple[Any, Array]],
-    look: Callable[[Array, Any], dict[str, Array]],
-    state: Any,
-    first: Array,
-    gaps: Array,
-    keep: Array,
-) -> tuple[Any, dict[str, Array]]:
+@dataclass(frozen=True)
+class SideBySide:
+    """What many seeds side by side do: functions of the number of a step and of the state of all of them."""
+
+    step: Callable[[Array, Any], Any]  # (i, state) -> the state after step i
+    look: Callable[[Array, Any], dict[str, Array]]  # (i, state) -> the measures before step i
+    calm: Callable[[Any], Array]  # state -> whether every seed is trained, and its weights are finite
+    settle: Callable[
+        [Array, Any, Any], tuple[Any, Array]
+    ]  # (i, old, new) -> new, or old where lost; if one was lost in step i
+
+
+def in_time(seeds: SideBySide, state: Any, first: Array, gaps: Array, keep: Array, unroll: int = 1):
     """Advance by `gaps[0]` steps from number `first` on, look if `keep[0]`, by `gaps[1]`, look if `keep[1]`, and so on.
 
-    `step` (i, state) and `look` (i, state) are those of all seeds side by side, `settle` as in `_advanced`. `gaps` and `keep`
-    (R,) are traced: another schedule runs the same program. Returns the state and what was seen, stacked (R, ...).
+    `gaps` and `keep` (R,) are traced: another schedule runs the same program. Returns the state and what was seen, stacked
+    (R, ...). `unroll` as in `_steps`.
     """
 
     def record(carry, gap_and_keep):
         (state, i), (gap, kept) = carry, gap_and_keep
-        state = _advanced(step, settle, state, i, i + gap)
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(look, i, state))
-        return (state, i + gap), lax.cond(kept, look, lambda *_: nothing, i + gap, state)
+        state = _advanced(seeds, state, i, i + gap, unroll)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(seeds.look, i, state))
+        return (state, i + gap), lax.cond(kept, seeds.look, lambda *_: nothing, i + gap, state)
 
     (state, _), seen = lax.scan(record, (state, jnp.asarray(first)), (gaps, keep))
     return state, seen
 
 
-def _advanced(step: Callable, settle: Callable, state: Any, i: Array, end: Array) -> Any:
+def _advanced(seeds: SideBySide, state: Any, i: Array, end: Array, unroll: int) -> Any:
     """Steps i, i + 1, ..., end - 1 of all seeds; one that leaves the finite numbers stays at its last finite state.
 
-    Looking for such seeds after every step costs as much as a step of a small model. So `settle` (i, old, new) -> (state, lost)
-    looks after STRIDE steps, puts seeds that are no longer trained back to `old`, and says if another was lost; then these steps
-    are done again one by one, by the same loop, so that the other seeds keep their bits and the lost one its step.
+    Looking for such seeds after every step costs as much as a step of a small model. So one looks after STRIDE steps, and puts
+    seeds that are no longer trained back to where they were. If another was lost, these steps are done again one by one, by
+    the same loop, so that the other seeds keep their bits and the lost one its step.
     """
+
+    def settled(i, count, old, new):
+        new, lost = seeds.settle(i, old, new)
+        again = lost & (count > 1)
+        return jax.tree.map(lambda a, b: jnp.where(again, a, b), old, new), again
 
     def stride(carry):
         state, i, careful = carry
         count = jnp.where(i < careful, 1, jnp.minimum(end - i, STRIDE))
-        new, lost = settle(i, state, lax.fori_loop(i, i + count, step, state))
-        again = lost & (count > 1)
-        state = jax.tree.map(lambda a, b: jnp.where(again, a, b), state, new)
+        new = _steps(seeds.step, state, i, i + count, unroll)
+        keep = lambda i, count, old, new: (new, jnp.asarray(False))  # noqa: E731
+        state, again = lax.cond(seeds.calm(new), keep, settled, i, count, state, new)
         return state, jnp.where(again, i, i + count), jnp.where(again, i + count, careful)
 
     return lax.while_loop(lambda carry: carry[1] < end, stride, (state, i, i))[0]
 
 
+def _steps(step: Callable, state: Any, i: Array, end: Array, unroll: int) -> Any:
+    """Steps i, ..., end - 1, `unroll` of them in the body of a loop: it then copies the weights once for all of these.
+
+    Step n is always the (n mod unroll)-th of a body, wherever time is cut: it keeps its bits. Those outside [i, end) do nothing.
+    """
+    if unroll == 1:
+        return lax.fori_loop(i, end, step, state)
+
+    def body(k, state):
+        for n in (k * unroll + j for j in range(unroll)):
+            inside = (i <= n) & (n < end)
+            state = jax.tree.map(lambda new, old: jnp.where(inside, new, old), step(n, state), state)  # noqa: B023
+        return state
+
+    return lax.fori_loop(i // unroll, -(-end // unroll), body, state)
+
+
 def finite(params: Any) -> Array:
-    """Whether every weight of one seed is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(w)) for w in jax.tree.leaves(params)]))
+    """Whether every weight of one seed is finite: largest and smallest are (they are NaN where one is). Vectorises over seeds."""
+    return jnp.all(jnp.isfinite(jnp.stack([f(w) for w in jax.tree.leaves(params) for f in (jnp.max, jnp.min)])))

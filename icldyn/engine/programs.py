@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from . import descend
 from .blocks import Block
-from .descend import OptimiserFactory, descend, finite, in_time, read, slope, slopes
+from .descend import OptimiserFactory, finite
 from .experiment import Experiment
 from .placing import placed
 from .schedule import RECORDS_PER_CALL
@@ -72,27 +73,29 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
     def gradients(i, state):
         if program.lanes_last and not any(program.per_lane):
             objective, _ = jax.tree.unflatten(program.treedef, leaves)
-            return slopes(objective, state[0], of_key(keys) if program.shared else None, i)
-        return lanes(lambda objective, _, key, i, state: slope(objective, state[0], key, i))(i, state)
+            return descend.slopes(objective, state[0], of_key(keys) if program.shared else None, i)
+        return lanes(lambda objective, _, key, i, state: descend.slope(objective, state[0], key, i))(i, state)
 
     def one_step(lr, grads, state):
         params, opt_state, diverged = state
-        return *descend(program.optimiser, lr, grads, params, opt_state), diverged
+        return *descend.descend(program.optimiser, lr, grads, params, opt_state), diverged
 
-    def step_all(i, state):
-        return jax.vmap(one_step, (0, axis, axis), axis)(lr, gradients(i, state), state)
+    def put_back(diverged, old, new):
+        return jax.tree.map(lambda a, b: jnp.where(diverged < 0, b, a), old, new)
 
     def settle(i, old, new):
         lost = (old[2] < 0) & ~jax.vmap(finite, axis)(new[0])
         diverged = jnp.where(lost, i + 1, old[2])
-        kept = jax.vmap(
-            lambda lane, a, b: jax.tree.map(lambda a, b: jnp.where(lane < 0, b, a), a, b), (0, axis, axis), axis
-        )
-        return (*kept(diverged, old[:2], new[:2]), diverged), jnp.any(lost)
+        return (*jax.vmap(put_back, (0, axis, axis), axis)(diverged, old[:2], new[:2]), diverged), jnp.any(lost)
 
+    seeds = descend.SideBySide(
+        step=lambda i, state: jax.vmap(one_step, (0, axis, axis), axis)(lr, gradients(i, state), state),
+        look=lanes(lambda objective, measures, key, i, state: descend.read(objective, measures, key, i, state)),
+        calm=lambda state: jnp.all(jax.vmap(finite, axis)(state[0]) & (state[2] < 0)),
+        settle=settle,
+    )
     state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), state)
-    look = lanes(lambda objective, measures, key, i, state: read(objective, measures, key, i, state))
-    state, seen = in_time(step_all, settle, look, state, step, gaps, keep)
+    state, seen = descend.in_time(seeds, state, step, gaps, keep, unroll=2 if program.lanes_last else 1)
     state = jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), state)
     return state, jax.tree.map(lambda a: jnp.moveaxis(a, axis if program.lanes_last else 1, 0), seen)
 

@@ -213,3 +213,12 @@ def test_seeds_that_never_fit_are_refused_in_a_sentence(monkeypatch):
     monkeypatch.setattr(programs, "advance", full)
     with pytest.raises(ic.BadArgument, match="small enough for 8 seeds to fit in memory, but they do not"):
         run(block=16)
+
+
+def test_a_run_of_fixed_prompts_cut_anywhere_in_time_keeps_its_bits(fixed_prompts):
+    """Several steps share the body of a loop there; records, and calls from the host, may begin at any of them."""
+    settings = {"seeds": 16, "lr": 0.1, "steps": 70, "init_scale": 0.5, "block": 16}
+    whole = ic.ensemble(*fixed_prompts, records=2, **settings)
+    for records in (11, 71):  # every seventh step, every step
+        cut = ic.ensemble(*fixed_prompts, records=records, **settings)
+        np.testing.assert_array_equal(cut["loss"][:, -1], whole["loss"][:, -1])
