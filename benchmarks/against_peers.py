@@ -30,6 +30,7 @@ from _timing import Timing, figures, interleaved, machine, table, timed
 from peers import jax_heads
 
 import icldyn as ic
+from icldyn.engine.programs import compiler_options
 from icldyn.normals import normals
 
 try:
@@ -269,7 +270,7 @@ def ceilings() -> dict[str, Row]:
     """A large matrix product, and standard normals."""
     a = jnp.ones((2048, 2048))
     product = jax.jit(lambda a: (a @ a)[0, 0])
-    drawn = jax.jit(jax.vmap(lambda k: normals(k, (52, B), jnp.float32)))
+    drawn = jax.jit(jax.vmap(lambda k: normals(k, (52, B), jnp.float32)), compiler_options=compiler_options())
     keys = jax.random.split(jax.random.key(0), 8)
     rows = {"floating point": Row(lambda: product(a).block_until_ready(), 1, 2.0 * 2048**3)}
     return rows | {"normals": Row(lambda: drawn(keys).block_until_ready(), 1, 0.0, 8 * 52 * B)}
