@@ -74,14 +74,16 @@ def read(objective: Objective, measures: Measures, key: Array, i: Array, state) 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What many seeds side by side do: functions of the number of a step and of the state of all of them."""
+    """What many seeds side by side do, given the number i of a step and the state of all of them.
 
-    step: Callable[[Array, Any], Any]  # (i, state) -> the state after step i
-    look: Callable[[Array, Any], dict[str, Array]]  # (i, state) -> the measures before step i
-    calm: Callable[[Any], Array]  # state -> whether every seed is trained, and its weights are finite
-    settle: Callable[
-        [Array, Any, Any], tuple[Any, Array]
-    ]  # (i, old, new) -> new, or old where lost; if one was lost in step i
+    `step` (i, state) returns the state after step i, `look` (i, state) the measures before it. `calm` (state) says whether every
+    seed is trained and finite; `settle` (i, old, new) puts back seeds that are not, and says whether one was lost in step i.
+    """
+
+    step: Callable[[Array, Any], Any]
+    look: Callable[[Array, Any], dict[str, Array]]
+    calm: Callable[[Any], Array]
+    settle: Callable[[Array, Any, Any], tuple[Any, Array]]
 
 
 def in_time(seeds: SideBySide, state: Any, first: Array, gaps: Array, keep: Array, unroll: int = 1):

@@ -333,9 +333,8 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             yscale="log",
             ylim=(0.2 * lowest, 20),
         )
-        left.legend(
-            title=f"{seeds[f'L{config.depths[0]}'].num_seeds} seeds, median and 5%–95%", title_fontsize=7.5, ncol=2
-        )
+        title = f"{seeds[f'L{config.depths[0]}'].num_seeds} seeds, median and 5%–95%"
+        left.legend(title=title, title_fontsize=7.5, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panel(middle, config, seeds, theory)
         middle.set_title("(b) depth")
         for k, L in enumerate(config.depths):
