@@ -111,6 +111,9 @@ def _advanced(seeds: SideBySide, state: Any, i: Array, end: Array, unroll: int) 
     the same loop, so that the other seeds keep their bits and the lost one its step.
     """
 
+    def kept(i, count, old, new):
+        return new, jnp.asarray(False)
+
     def settled(i, count, old, new):
         new, lost = seeds.settle(i, old, new)
         again = lost & (count > 1)
@@ -120,8 +123,7 @@ def _advanced(seeds: SideBySide, state: Any, i: Array, end: Array, unroll: int) 
         state, i, careful = carry
         count = jnp.where(i < careful, 1, jnp.minimum(end - i, STRIDE))
         new = _steps(seeds.step, state, i, i + count, unroll)
-        keep = lambda i, count, old, new: (new, jnp.asarray(False))  # noqa: E731
-        state, again = lax.cond(seeds.calm(new), keep, settled, i, count, state, new)
+        state, again = lax.cond(seeds.calm(new), kept, settled, i, count, state, new)
         return state, jnp.where(again, i, i + count), jnp.where(again, i + count, careful)
 
     return lax.while_loop(lambda carry: carry[1] < end, stride, (state, i, i))[0]

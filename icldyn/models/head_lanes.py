@@ -8,10 +8,9 @@ Weights are those of `Heads.shapes` with one more axis, S; folded weights are (n
 from collections.abc import Iterable
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from .heads import Heads
+from .heads import Heads, pair_number
 from .linear_attention import Params
 
 WRITTEN_OUT = 256  # terms of one sum at most: more would only take longer to compile
@@ -41,9 +40,7 @@ def unfold_lanes(model: Heads, params: Params, slope: Array) -> Params:
         down = {"v": _products(slope[None], Q)}
         dQ = v[:, None, None] * slope[None]
     else:
-        pair = np.zeros((n, n), int)
-        pair[np.triu_indices(n)] = np.arange(len(slope))
-        G = lax.optimization_barrier(slope[np.maximum(pair, pair.T)])  # (n, n, D, S)
+        G = lax.optimization_barrier(slope[pair_number(n)])  # (n, n, D, S)
         down = {"v": jnp.stack([_products(G[a][None], Q) for a in range(n)], 1)}
         dQ = total(v[:, a, None, None] * G[a][None] for a in range(n))
     if model.R is None:

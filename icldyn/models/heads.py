@@ -154,6 +154,14 @@ def fold(M: Array) -> Array:
     return jnp.concatenate(rows, axis=1)
 
 
+def pair_number(n: int) -> np.ndarray:
+    """(n, n): the place of a pair {a, b} among all a <= b, row by row."""
+    place = np.zeros((n, n), int)
+    a, b = np.triu_indices(n)
+    place[a, b] = place[b, a] = np.arange(a.size)
+    return place
+
+
 @jax.custom_vjp
 def _folded(v: Array, U: Array) -> Array:
     """`fold` of sum_h v_h (x) U_h; its gradient unfolds by index, where jax would add up one padded slice a pair."""
@@ -166,10 +174,7 @@ def _folded_forward(v: Array, U: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _folded_backward(held: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     v, U = held
-    n = v.shape[1]
-    pair = np.zeros((n, n), int)
-    pair[np.triu_indices(n)] = np.arange(g.shape[1])
-    G = g[:, np.maximum(pair, pair.T)]  # (D, n, n)
+    G = g[:, pair_number(v.shape[1])]  # (D, n, n)
     return jnp.einsum("kab,hbk->ha", G, U), jnp.einsum("kab,ha->hbk", G, v)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .. import checks
 from ..models.head_lanes import fold_lanes, unfold_lanes
-from ..models.heads import Heads, fold
+from ..models.heads import Heads, fold, pair_number
 from ..normals import normals
 from ..struct import static, struct
 from ..tasks.linear_regression import LinearRegression, square_root
@@ -98,11 +98,8 @@ class Folded:
         n, U = self.model.D + 1, jnp.asarray(self.U, x.dtype)
         if self.model.zero_blocks:
             return U @ x, U @ g
-        a, b = np.triu_indices(n)
-        pair = np.zeros((n, n), int)
-        pair[a, b] = pair[b, a] = np.arange(len(a))
         V = jnp.eye(n, dtype=x.dtype).at[:-1, :-1].set(U)
-        return U @ x, jnp.einsum("abs,ca,db->cds", g[pair], V, V)[a, b]
+        return U @ x, jnp.einsum("abs,ca,db->cds", g[pair_number(n)], V, V)[np.triu_indices(n)]
 
     def rotated_kernel(self, params: Any) -> Array:
         """The kernel (D, n) in the eigenbasis."""
