@@ -138,9 +138,9 @@ class Experiment:
         return self.dtype == "float64"
 
     @property
-    def traits(self) -> tuple[bool, bool]:
-        """Whether all seeds see one stream of data, and whether their lanes belong in the last axis: as the objective says."""
-        return bool(getattr(self.objective, "shared", False)), bool(getattr(self.objective, "lanes_last", False))
+    def traits(self) -> dict[str, bool]:
+        """What the objective says of its program: the fields of `Program` of these names."""
+        return {name: bool(getattr(self.objective, name, False)) for name in ("shared", "lanes_last", "narrow")}
 
     @property
     def seed_steps(self) -> int:

@@ -24,7 +24,8 @@ class Program:
     """What is compiled: a tree of arguments, whose leaves all lanes share or, where `per_lane`, have one each.
 
     With `shared` all lanes see one stream of data, that of seed 0. With `lanes_last` weights have their lanes in the last axis
-    while they are trained, where the vector lanes are, and the objective's `slopes` are the gradients of all of them.
+    while they are trained, where the vector lanes are, and the objective's `slopes` are the gradients of all of them. With
+    `narrow` a CPU's vectors are left to the compiler.
     """
 
     treedef: Any
@@ -32,6 +33,7 @@ class Program:
     optimiser: OptimiserFactory
     shared: bool = False
     lanes_last: bool = False
+    narrow: bool = False
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -100,15 +102,19 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
     return state, jax.tree.map(lambda a: jnp.moveaxis(a, axis if program.lanes_last else 1, 0), seen)
 
 
-def compiler_options() -> dict[str, int]:
-    """On a CPU vectors of 512 bits, where it has them: LLVM takes half of that for fear of a lower clock."""
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+def compiler_options(narrow: bool = False) -> dict[str, int]:
+    """On a CPU vectors of 512 bits, where it has them, unless `narrow`: LLVM takes half of that for fear of a lower clock."""
+    return {} if narrow or jax.default_backend() != "cpu" else {"xla_cpu_prefer_vector_width": 512}
+
+
+def advance(narrow: bool = False) -> Callable[..., Any]:
+    """`advancing`, compiled with such vectors; made on the first call, when the device is known."""
+    return _compiled(narrow)
 
 
 @functools.cache
-def advance() -> Callable[..., Any]:
-    """`advancing`, compiled; made on the first call, when the device is known."""
-    return jax.jit(advancing, static_argnums=0, compiler_options=compiler_options())
+def _compiled(narrow: bool) -> Callable[..., Any]:
+    return jax.jit(advancing, static_argnums=0, compiler_options=compiler_options(narrow))
 
 
 start = functools.partial(jax.jit, static_argnums=0)(starting)
@@ -132,14 +138,15 @@ class Lanes:
     def advance(self, keys, state, step: int, gaps: np.ndarray, keep: np.ndarray, width: int | None = None):
         """One call of `advance`, in pieces of `width` lanes."""
         program, leaves, G = self.programs["advance"], self.leaves["advance"], len(self.seeds)
+        run = advance(program.narrow)
         if width in (None, G):
-            return advance()(program, leaves, self.lr, keys, state, np.int32(step), gaps, keep)
+            return run(program, leaves, self.lr, keys, state, np.int32(step), gaps, keep)
         pieces = []
         for first in range(0, G, width):
             cut = slice(first, first + width)
             own = tuple(a[cut] if mine else a for a, mine in zip(leaves, program.per_lane, strict=True))
             part = jax.tree.map(lambda a, cut=cut: a[cut], state)
-            done = advance()(program, own, self.lr[cut], keys[cut], part, np.int32(step), gaps, keep)
+            done = run(program, own, self.lr[cut], keys[cut], part, np.int32(step), gaps, keep)
             pieces.append(jax.device_get(done))  # to the host, so that the device holds one piece at a time
         return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 
@@ -162,7 +169,7 @@ class Placer:
         for part in ("start", "advance"):
             kept = [self._flat(cell.experiment, part, device) for cell in block]
             per_lane, leaves[part] = _side_by_side([own for own, _ in kept], sizes)
-            programs[part] = Program(kept[0][1], per_lane, first.factory, *first.traits)
+            programs[part] = Program(kept[0][1], per_lane, first.factory, **first.traits)
         return Lanes(
             programs,
             leaves,
@@ -202,9 +209,9 @@ def shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
         def both(trees, lr, scale, seed):
             (init, tree_i), (tree, tree_a) = (jax.tree.flatten(trees[part]) for part in ("start", "advance"))
-            first = Program(tree_i, (False,) * len(init), experiment.factory, *experiment.traits)
+            first = Program(tree_i, (False,) * len(init), experiment.factory, **experiment.traits)
             keys, state = starting(first, tuple(init), lr[None], scale[None], seed[None])
-            second = Program(tree_a, (False,) * len(tree), experiment.factory, *experiment.traits)
+            second = Program(tree_a, (False,) * len(tree), experiment.factory, **experiment.traits)
             _, seen = advancing(second, tuple(tree), lr[None], keys, state, *map(jnp.asarray, NO_STEPS))
             return jax.tree.map(lambda a: a[0, 0], seen)
 
@@ -216,7 +223,8 @@ def footprint(lanes: Lanes) -> int:
 
     Compiles it, for the calls that follow too.
     """
-    lowered = advance().lower(lanes.programs["advance"], lanes.leaves["advance"], lanes.lr, *lanes.begin(), *NO_STEPS)
+    program = lanes.programs["advance"]
+    lowered = advance(program.narrow).lower(program, lanes.leaves["advance"], lanes.lr, *lanes.begin(), *NO_STEPS)
     counted = lowered.compile().memory_analysis()
     if counted is None:
         return 0

@@ -46,7 +46,7 @@ def train_in_waves(training: Training) -> None:
 
 
 @functools.cache
-def advance_all(mesh: Mesh) -> Callable[..., Any]:
+def advance_all(mesh: Mesh, narrow: bool) -> Callable[..., Any]:
     """`advancing` on every device of the mesh, each for lanes of its own; step, gaps and keep are those of all."""
     lanes = P("seed")
 
@@ -57,7 +57,7 @@ def advance_all(mesh: Mesh) -> Callable[..., Any]:
         return over(functools.partial(advancing, program))(*arguments)
 
     options = {"xla_disable_hlo_passes": "spmd-cleanup"} if mesh.devices[0].platform == "cpu" else {}
-    return jax.jit(advance, static_argnums=0, compiler_options=compiler_options() | options)
+    return jax.jit(advance, static_argnums=0, compiler_options=compiler_options(narrow) | options)
 
 
 class _Waves:
@@ -208,7 +208,7 @@ class _Wave:
         fixed = (self.program, self.leaves, self.lr, self.keys)
         try:
             self.state, seen = jax.block_until_ready(
-                advance_all(self.mesh)(*fixed, self.state, np.int32(step), gaps, keep)
+                advance_all(self.mesh, self.program.narrow)(*fixed, self.state, np.int32(step), gaps, keep)
             )
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):

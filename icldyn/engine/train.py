@@ -323,7 +323,8 @@ def _with_block(experiment: Experiment, sink: Sink, options: Options) -> Experim
         return dataclasses.replace(experiment, block=sink.block)
     if experiment.block is not None:
         return experiment
-    wanted = default_block(16 if any(experiment.traits) else getattr(experiment.objective, "batch", 16))
+    side_by_side = experiment.traits["shared"] or experiment.traits["lanes_last"]
+    wanted = default_block(16 if side_by_side else getattr(experiment.objective, "batch", 16))
     device = jax.local_devices()[0]
     room = memory(device)
     if room is None:

@@ -105,12 +105,12 @@ def over_devices(path):
     everything, jitted, texts = jax.devices(), spmd.advance_all, {}
 
     @functools.cache
-    def compiled(mesh):
+    def compiled(mesh, narrow):
         made = {}
 
         def call(program, *arguments):
             if program not in made:
-                made[program] = jitted(mesh).lower(program, *arguments).compile()
+                made[program] = jitted(mesh, narrow).lower(program, *arguments).compile()
                 texts[mesh.size, len(texts)] = made[program].as_text()
             return made[program](*arguments)
 

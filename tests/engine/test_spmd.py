@@ -125,7 +125,7 @@ def test_too_little_memory_is_told_in_a_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(spmd, "advance_all", lambda mesh: full)
+    monkeypatch.setattr(spmd, "advance_all", lambda *_: full)
     with pytest.raises(ic.BadArgument, match="`block` must be smaller .* is 8: .*--engine blocks"):
         run(Folder(tmp_path))
 
