@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
+    from .objectives.tokens import token_population as token_population
+    from .objectives.tokens import token_sampled as token_sampled
     from .plot.overlay import overlay as overlay
     from .plot.overlay import style as style
     from .store.run_folder import RunFolder as RunFolder
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
+    from .tasks.representations import representations as representations
     from .theory import descent_steps as descent_steps
     from .theory import finite_pool as finite_pool
     from .theory import gradient_noise as gradient_noise
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from .theory import mixtures as mixtures
     from .theory import null_blocks as null_blocks
     from .theory import one_layer as one_layer
+    from .theory import ridge_inference as ridge_inference
     from .theory import saddles as saddles
     from .trajectory import Trajectory as Trajectory
 
@@ -90,6 +94,8 @@ _HOME = {
     "population": "objectives",
     "power_law": "tasks.linear_regression",
     "queries": "objectives",
+    "representations": "tasks.representations",
+    "ridge_inference": "theory",
     "saddles": "theory",
     "sampled": "objectives",
     "separate": "models.heads",
@@ -97,6 +103,8 @@ _HOME = {
     "statistics": "objectives",
     "study_names": "study",
     "style": "plot.overlay",
+    "token_population": "objectives.tokens",
+    "token_sampled": "objectives.tokens",
     "which_mode": "measures",
 }
 __all__ = sorted(_HOME)

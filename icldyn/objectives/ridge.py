@@ -133,12 +133,13 @@ def newton(lr: Array) -> optax.GradientTransformation:
 
 
 def solve_positive(H: Array, g: Array, m: int) -> Array:
-    """H^-1 g (p,) for symmetric positive definite H (p, p), by Gauss-Jordan elimination in blocks of m rows, p = 0 mod m.
+    """H^-1 g for symmetric positive definite H (p, p) and g (p,) or (p, r), by Gauss-Jordan elimination.
 
-    No pivots are needed. The LAPACK calls behind `jnp.linalg` stop for ever where two programs run at once on a CPU of two
-    cores (jax 0.10), as blocks of seeds do.
+    In blocks of m rows, p = 0 mod m; no pivots are needed. The LAPACK calls behind `jnp.linalg` stop for ever where two
+    programs run at once on a CPU of two cores (jax 0.10), as blocks of seeds do.
     """
-    W = jnp.concatenate([H, g[:, None]], axis=1)
+    p = len(H)
+    W = jnp.concatenate([H, g.reshape(p, -1)], axis=1)
 
     def eliminate(j: Array, W: Array) -> Array:
         rows = lax.dynamic_slice(W, (j * m, 0), (m, W.shape[1]))
@@ -150,7 +151,7 @@ def solve_positive(H: Array, g: Array, m: int) -> Array:
             return lax.dynamic_update_slice(rows - column * row, row, (i, 0))
 
         rows = lax.fori_loop(0, m, one, rows)
-        column = lax.dynamic_slice(W, (0, j * m), (g.size, m))
+        column = lax.dynamic_slice(W, (0, j * m), (p, m))
         return lax.dynamic_update_slice(W - column @ rows, rows, (j * m, 0))
 
-    return lax.fori_loop(0, g.size // m, eliminate, W)[:, -1]
+    return lax.fori_loop(0, p // m, eliminate, W)[:, p:].reshape(g.shape)
