@@ -30,21 +30,20 @@ class Representations:
     """The law of dictionaries and of their prompts. Make one with `representations`."""
 
     tau: ArrayLike
+    unit: ArrayLike
     d: int = static()
     K: int = static()
     m: int = static()
     N: int = static()
     f: str = static()
-    unit: bool = static()
 
     def dictionary(self, key: Array, dtype: jnp.dtype) -> dict[str, Array]:
         """Tokens "V" (d, K), of length 1 or N(0, I), and their representations "z" (m, K)."""
         key_v, key_f = jax.random.split(key)
         V = jax.random.normal(key_v, (self.d, self.K), dtype)
-        direction = V / jnp.linalg.norm(V, axis=0, keepdims=True)
-        if self.unit:
-            V = direction
-        return {"V": V, "z": _represented(self.f, key_f, V if self.unit else V / np.sqrt(self.d).astype(dtype), self.m)}
+        unit, direction = jnp.asarray(self.unit), V / jnp.linalg.norm(V, axis=0, keepdims=True)
+        seen = jnp.where(unit, direction, V / np.sqrt(self.d).astype(dtype))
+        return {"V": jnp.where(unit, direction, V), "z": _represented(self.f, key_f, seen, self.m)}
 
     def labels(self, key: Array, z: Array, batch: int) -> Array:
         """Labels (B, K) of all tokens for `batch` tasks lambda ~ N(0, I)."""
@@ -66,12 +65,12 @@ def representations(
     K = checks.integer("K", K, 2)
     return Representations(
         checks.real("tau", tau, least=0),
+        bool(unit),
         d=checks.integer("d", d, 1),
         K=K,
         m=checks.integer("m", m, 1),
         N=checks.integer("N", N, 1, K - 1),
         f=checks.one_of("f", f, KINDS),
-        unit=bool(unit),
     )
 
 
