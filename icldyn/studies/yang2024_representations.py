@@ -423,8 +423,8 @@ def _draw_heads(axes, config, seeds, theory) -> None:
     low = min(ax.get_ylim()[0] for ax in axes)
     for ax in axes:
         ax.set_ylim(max(low, 1e-4), None)
-    axes[0].plot([], [], "k--", linewidth=0.9, label="floor at the start")
-    axes[0].legend(ncol=2, loc="lower left")
+    axes[1].plot([], [], "k--", linewidth=0.9, label="floor at the start")
+    axes[1].legend(ncol=2, loc="lower left")
 
 
 def _draw_lengths(axes, config, seeds, theory) -> None:
@@ -436,7 +436,7 @@ def _draw_lengths(axes, config, seeds, theory) -> None:
     ends = [seeds[f"N{n}"].mean("best")[-1] for n in config.lengths]
     left.plot(config.lengths, ends, "o", color="C1", label=f"trained, mean of {config.seeds} seeds")
     left.set_xticks(np.arange(0, N[-1] + 1, config.m))
-    left.set(title=f"(a) m = {config.m}, K = {config.K}, $\\tau$ = {config.tau_length:g}", ylim=(0, None))
+    left.set(title=f"(a) m = {config.m}, K = {config.K}, $\\tau$ = {config.tau_length:g}")
     N = np.unique(np.concatenate([np.arange(50, 151, 5), [99, 100, 101]]))
     large = np.stack([_gaps(int(n), 200, 100, 0.01, 20) for n in N])
     middle.fill_between(N, *np.quantile(large, (0.05, 0.95), axis=1), color="C0", alpha=0.25, linewidth=0)
@@ -444,6 +444,7 @@ def _draw_lengths(axes, config, seeds, theory) -> None:
     middle.set(title=r"(b) the paper's m = 100, K = 200, $\tau$ = 0.01", ylim=(0, None))
     for ax in (left, middle):
         ax.set(xlabel="labelled tokens N", ylabel=r"$(1/K)\,\mathrm{E}\,|\hat y^* - y_{best}|^2$")
+    left.set_ylim(0, 1.3 * left.get_ylim()[1])
     left.legend(loc="upper left", fontsize=7)
     _draw_phases(right, config)
 
@@ -468,8 +469,8 @@ def _draw_rate(axes, config, seeds, theory) -> None:
     left.set(
         title=f"(a) two rates, N = {config.N_rate}, H = {config.H_rate}", yscale="log", xlabel="time $t$ of the values"
     )
-    left.set(ylabel="$L - L^*$, median and 5%–95%", ylim=(max(low, 1e-12), 300 * run.mean("excess")[0]))
-    left.legend(loc="upper right", fontsize=7)
+    left.set(ylabel="$L - L^*$, median and 5%–95%", ylim=(max(low, 1e-12), 3 * run.mean("excess")[0]))
+    left.legend(loc="lower left", fontsize=7)
     for k, f in enumerate(config.kinds):
         curves = seeds[f].quantile("excess", (0.05, 0.5, 0.95))
         panels.band(right, seeds[f].coords["step"][1], curves, f"C{k}", KINDS[f])
