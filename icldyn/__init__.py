@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .models import deep_attention as deep_attention
     from .models import heads as heads
     from .models import looped_attention as looped_attention
+    from .models.encoder import encoder as encoder
+    from .models.encoder import encoder_flops as encoder_flops
     from .models.heads import merged as merged
     from .models.heads import separate as separate
     from .models.linear_attention import aligned as aligned
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
+    from .objectives.tokens import token_encoder as token_encoder
     from .objectives.tokens import token_population as token_population
     from .objectives.tokens import token_sampled as token_sampled
     from .plot.overlay import overlay as overlay
@@ -69,6 +72,8 @@ _HOME = {
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
+    "encoder": "models.encoder",
+    "encoder_flops": "models.encoder",
     "ensemble": "engine.ensemble",
     "finite_pool": "theory",
     "flow": "engine.flow",
@@ -103,6 +108,7 @@ _HOME = {
     "statistics": "objectives",
     "study_names": "study",
     "style": "plot.overlay",
+    "token_encoder": "objectives.tokens",
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
     "which_mode": "measures",

@@ -8,12 +8,15 @@ hold the representations of the labelled and of all tokens). Exact for any law o
 The params hold the dictionary, "V" and "z", and "A", which no step changes: their gradient is 0.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from .. import checks
+from ..models.encoder import Encoder
 from ..models.token_attention import TokenAttention
 from ..struct import static, struct
 from ..tasks.representations import Representations
@@ -106,6 +109,49 @@ class TokenSampled:
         return jnp.sum(error**2) / (2 * model.K * self.batch)
 
 
+@struct
+class TokenEncoder:
+    """`batch` fresh tasks a step, answered by a deep transformer from tokens (v_k, y_k, 1), or (v_k, 0, 0) without a label.
+
+    Make one with `token_encoder`. The network's weights are params["net"].
+    """
+
+    population: TokenPopulation
+    net: Encoder = static()
+    batch: int = static()
+
+    def start(self, key: Array, scale: Array) -> Any:
+        """A fresh dictionary and its minimiser, as for one layer, and the usual initial weights of flax, times scale."""
+        key_held, key_net = jax.random.split(key)
+        start = self.population.start(key_held, scale)
+        held = {name: start[name] for name in HELD}
+        net = self.net.init(key_net, self._tokens(held["V"], jnp.zeros((1, held["V"].shape[1]), scale.dtype)))
+        return held | {"net": jax.tree.map(lambda w: scale * w, net["params"])}
+
+    def answer(self, params: Any, y: Array) -> Array:
+        """yhat (B, K) for labels y (B, K), of which the network sees the first N."""
+        held = lax.stop_gradient({name: params[name] for name in HELD})
+        return self.net.apply({"params": params["net"]}, self._tokens(held["V"], y))
+
+    def loss(self, params: Any, key: Array) -> Array:
+        """(1/2K) mean_B sum_k (yhat_k - y_k)^2."""
+        y = self.population.task.labels(key, lax.stop_gradient(params["z"]), self.batch)
+        return jnp.mean((self.answer(params, y) - y) ** 2) / 2
+
+    def inference_error(self, params: Any, lam: Array, noise: Array) -> Array:
+        """(1/K) mean |yhat - yhat*|^2 over given tasks lam (P, m) and noise (P, K) ~ N(0, 1), yhat* the answer of A."""
+        z = params["z"]
+        lam, noise, tau = (jnp.asarray(a, z.dtype) for a in (lam, noise, self.population.task.tau))
+        y = lam @ z + jnp.sqrt(tau * jnp.sum(lam**2, axis=1, keepdims=True)) * noise
+        return jnp.mean((self.answer(params, y) - y[:, : self.net.N] @ params["A"]) ** 2)
+
+    def _tokens(self, V: Array, y: Array) -> Array:
+        """(B, K, d + 2)."""
+        (d, K), seen = V.shape, (jnp.arange(V.shape[1]) < self.net.N).astype(V.dtype)
+        rows = [jnp.broadcast_to(V.T[None], (len(y), K, d)), (y * seen[None])[..., None]]
+        return jnp.concatenate([*rows, jnp.broadcast_to(seen[None, :, None], (len(y), K, 1))], axis=2)
+
+
 def token_population(task: Representations, H: int) -> TokenPopulation:
     """The exact loss of H heads; its `start` is the `init` of an experiment.
 
@@ -122,3 +168,14 @@ def token_sampled(task: Representations, H: int, batch: int) -> TokenSampled:
         icldyn.BadArgument: if H or the batch is below 1.
     """
     return TokenSampled(token_population(task, H), batch=checks.integer("batch", batch, 1))
+
+
+def token_encoder(task: Representations, net: Encoder, batch: int) -> TokenEncoder:
+    """A deep network on fresh tasks; its `start` is the `init` of an experiment.
+
+    Raises:
+        icldyn.BadArgument: if the network has another N, or the batch is below 1.
+    """
+    if net.N != task.N:
+        raise checks.refuse("net", f"have the task's N = {task.N}", net.N)
+    return TokenEncoder(token_population(task, 1), net=net, batch=checks.integer("batch", batch, 1))

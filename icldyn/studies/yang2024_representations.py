@@ -14,12 +14,15 @@ Here every seed has a dictionary, a representation and initial key-query matrice
 - Rate (theorem 1): descent with two rates, keys gamma^2 slower than values, against the closed form of frozen attention, whose
   slowest mode has rate 2 zeta_0^2/K per unit t; the same by SGD on sampled tasks.
 - Representations: a lookup table, random features, a polynomial, a network.
+- Four layers (figures 2b and 5): a transformer (`icldyn.models.encoder`) on fresh tasks. The paper leaves its input and read-out
+  open; here token k is (v_k, y_k, 1), or (v_k, 0, 0) without its label, embedded and read linearly, and all attend to the
+  labelled tokens. Heads split a given width, so that equal steps are equal operations: more heads take longer only where an
+  implementation makes them.
 
 Conventions: loss (1/2K) E sum_k (yhat_k - y_k)^2 over all K tokens, exact unless said; errors are (1/K) E |yhat - yhat*|^2, so
 2 (L - L*) in domain. t = lr x steps of the value weights. Keys and values are the N labelled tokens: a labelled token attends to
 itself too. w = 0 and Q ~ N(0, 1) at the start.
-Reduced: sizes a quarter of the paper's at the same ratios, and ten times its rate of Adam. Figures 2b and 5 (four layers) are not
-here.
+Reduced: sizes a quarter of the paper's at the same ratios, and ten times its rate of Adam; four layers smaller still, 32 seeds.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 TOKENS = {"gauss": "Gaussian tokens", "unit": "tokens of length 1"}
 KINDS = {"lookup": "lookup table", "random_features": "random features", "polynomial": "polynomial", "mlp": "network"}
 OUT = (1.0, 2.0)  # mean and deviation of the tasks out of domain
+HELD_OUT = 200  # tasks that four layers are measured on, as in the paper
 DRAWS = 256  # dictionaries of the closed forms
 
 
@@ -92,17 +96,33 @@ class Config:
     """Steps there."""
     batch: int = 64
     """Sampled tasks a step there."""
+    deep_seeds: int = 32
+    """Seeds of the four-layer transformers."""
+    deep_sizes: tuple[int, ...] = (4, 24, 12, 3)
+    """N, K, d and m there."""
+    deep_heads: tuple[int, ...] = (1, 2, 4, 8)
+    """Their numbers of heads, ascending divisors of `width`."""
+    width: int = 16
+    """Their width; the hidden layers have twice as many units."""
+    deep_lr: float = 3e-3
+    """Rate of Adam there, at the start of a cosine decay to 0."""
+    deep_steps: int = 800
+    """Steps there."""
+    deep_batch: int = 8
+    """Tasks a step there."""
 
 
 SCALES = {
     "smoke": Config(
         seeds=16, heads=(3, 16), lr=3e-3, steps=500, lengths=(5, 8), H_length=16, steps_length=500,
-        kinds=("mlp",), steps_rate=500,
+        kinds=("mlp",), steps_rate=500, deep_seeds=8, deep_heads=(4,), deep_steps=300,
     ),
     "laptop": Config(),
     "paper": Config(
         seeds=256, N=30, K=200, d=100, m=20, heads=(10, 20, 30, 64, 400), lr=1e-4, steps=8000,
         lengths=(10, 15, 18, 20, 22, 25, 30), H_length=64, N_rate=10, H_rate=64, steps_rate=20_000, batch=256,
+        deep_sizes=(30, 200, 100, 20), deep_heads=(1, 2, 4, 8, 16, 32, 64), width=256, deep_lr=1e-4, deep_steps=20_000,
+        deep_batch=256,
     ),
 }  # fmt: skip
 
@@ -119,6 +139,10 @@ SIZES = {
     "H_rate": (1, 10**4),
     "steps_rate": (2, 2**31 - 2),
     "batch": (1, 2**20),
+    "deep_seeds": (2, 10**6),
+    "width": (1, 10**4),
+    "deep_steps": (2, 2**31 - 2),
+    "deep_batch": (1, 2**20),
 }
 REALS = {
     "tau": {"above": 1e-12, "most": 1e6},
@@ -127,6 +151,7 @@ REALS = {
     "lr_length": {"above": 1e-12, "most": 1e3},
     "lr_rate": {"above": 1e-12, "most": 1e6},
     "gamma": {"least": 1, "most": 1e6},
+    "deep_lr": {"above": 1e-12, "most": 1e3},
 }
 
 
@@ -154,8 +179,16 @@ def check(config: Config) -> None:
         for k, name in enumerate(checks.entries("kinds", config.kinds)):
             checks.one_of(f"kinds[{k}]", name, KINDS)
 
+    def deep() -> None:
+        sizes = settings.each("deep_sizes", checks.integer, 1, 10**4)
+        if len(sizes) != 4 or sizes[0] >= sizes[1]:
+            raise checks.refuse("deep_sizes", "be N, K, d and m, with N below K", config.deep_sizes)
+        for k, H in enumerate(settings.each("deep_heads", checks.integer, 1, 10**4, ascending=True)):
+            if checks.integer("width", config.width, 1) % H:
+                raise checks.refuse(f"deep_heads[{k}]", f"divide `width`, {config.width}", H)
+
     settings.gather(
-        *(heads, lengths, kinds, enough), lambda: fewer("N", config.N), lambda: fewer("N_rate", config.N_rate)
+        *(heads, lengths, kinds, enough, deep), lambda: fewer("N", config.N), lambda: fewer("N_rate", config.N_rate)
     )
 
 
@@ -197,7 +230,42 @@ def experiments(config: Config) -> dict[str, Any]:
         out[name] = ic.Experiment(
             descended, init, seeds=config.seeds, measures=_measures(objective), block=16, **rules[kind]
         )
-    return out
+    return out | {f"layers_H{H}": _deep(config, H) for H in config.deep_heads}
+
+
+def _deep(config: Config, H: int):
+    """A transformer of four layers on fresh tasks."""
+    objective = _encoder(config, H)
+    return ic.Experiment(
+        objective,
+        objective.start,
+        seeds=config.deep_seeds,
+        lr=config.deep_lr,
+        steps=config.deep_steps,
+        optimiser=functools.partial(_decayed_adam, steps=config.deep_steps),
+        measures=_deep_measures(config, objective),
+        records=33,
+        block=8,
+    )
+
+
+def _encoder(config: Config, H: int):
+    N, K, d, m = config.deep_sizes
+    net = ic.encoder(N, H=H, width=config.width, hidden=2 * config.width)
+    return ic.token_encoder(ic.representations(N, K=K, d=d, m=m, tau=config.tau), net, config.deep_batch)
+
+
+def _deep_measures(config: Config, objective) -> dict[str, Any]:
+    """Errors to ridge regression on held-out tasks, in and out of domain: (1/K) mean |yhat - yhat*|^2."""
+    from jax.tree_util import Partial
+
+    rng, (_, K, _, m) = np.random.default_rng(2024), config.deep_sizes
+    lam, noise = rng.normal(size=(HELD_OUT, m)), rng.normal(size=(HELD_OUT, K))
+    error = type(objective).inference_error
+    return {
+        "in_domain": Partial(error, objective, lam=lam, noise=noise),
+        "out": Partial(error, objective, lam=OUT[0] + OUT[1] * lam, noise=noise),
+    }
 
 
 def _decayed_adam(lr, steps: int):
@@ -311,6 +379,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     for f in config.kinds:
         run = seeds[f].mean("excess")
         claim(f"f a {KINDS[f]}: L - L*, end over start", run[-1] / run[0], high=1e-3)
+    _claims_of_layers(config, seeds, claim)
     total = sum(run.finite().size for run in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(run.diverged for run in seeds.values()), high=0)
     return out
@@ -359,6 +428,18 @@ def _claims_of_rate(config: Config, seeds: Trajectories, theory: Trajectories, c
     claim(sentence, ratio[np.abs(np.log(ratio)).argmax()], low=0.95, high=1.1)
 
 
+def _claims_of_layers(config: Config, seeds: Trajectories, claim) -> None:
+    ends = {}
+    for H in config.deep_heads:
+        run = seeds[f"layers_H{H}"]
+        within, out = (run.mean(name) for name in ("in_domain", "out"))
+        ends[H] = within[-1]
+        claim(f"Four layers, H = {H}: error to ridge regression, end over start", within[-1] / within[0], high=0.2)
+        claim(f"Four layers, H = {H}: the same out of domain", out[-1] / out[0], high=0.5)
+    if len(ends) > 1:
+        claim("Four layers: number of heads of least error at equal operations", min(ends, key=ends.__getitem__))
+
+
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Training, heads, prompt length, and rate."""
     import matplotlib.pyplot as plt
@@ -370,6 +451,7 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             ("heads", _draw_heads, 2),
             ("prompt_length", _draw_lengths, 3),
             ("rate", _draw_rate, 2),
+            ("four_layers", _draw_layers, 2),
         ):
             figure, axes = panels.row(columns, 3.9, 3.1)
             draw(axes, config, seeds, theory)
@@ -477,6 +559,24 @@ def _draw_rate(axes, config, seeds, theory) -> None:
     right.set(title=f"(b) representations, N = {config.N}, H = {config.H_length}", yscale="log", xlabel="step of Adam")
     right.set(ylabel="$L - L^*$, median and 5%–95%")
     right.legend()
+
+
+def _draw_layers(axes, config, seeds, theory) -> None:
+    left, right = axes
+    H = config.deep_heads[len(config.deep_heads) // 2]
+    run = seeds[f"layers_H{H}"]
+    for k, (name, label) in enumerate({"in_domain": "in domain", "out": r"$\lambda\sim N(1, 4I)$"}.items(), 1):
+        panels.band(left, run.coords["step"][1], run.quantile(name, (0.05, 0.5, 0.95)), f"C{k}", label)
+        ends = [seeds[f"layers_H{h}"].quantile(name, (0.05, 0.5, 0.95))[:, -1] for h in config.deep_heads]
+        panels.band(right, config.deep_heads, np.transpose(ends), f"C{k}")
+        right.plot(config.deep_heads, np.transpose(ends)[1], "o", color=f"C{k}")
+    left.set(title=f"(a) four layers, H = {H}", xlabel="step of Adam", yscale="log")
+    left.set_ylabel(r"$(1/K)\,|\hat y - \hat y^*|^2$, median and 5%–95%")
+    left.legend(title="error to ridge regression", title_fontsize=8)
+    N, K, d, _ = config.deep_sizes
+    flop = config.deep_steps * ic.encoder_flops(_encoder(config, H).net, config.deep_batch, K, d + 2)
+    right.set(title=f"(b) after {flop:.1e} operations", xlabel="heads H, of width W / H", yscale="log", xscale="log")
+    panels.plain_ticks(right.xaxis, config.deep_heads)
 
 
 STUDY = Study(

@@ -126,3 +126,35 @@ def test_adam_at_the_paper_s_size_takes_the_loss_where_the_notes_say():
 
 def _given(held, key, scale):
     return held
+
+
+@pytest.fixture(scope="module")
+def deep():
+    net = ic.encoder(N, layers=2, H=2, width=8, hidden=12)
+    objective = ic.token_encoder(representations(N, K=9, d=6, m=3, tau=TAU), net, 16)
+    return objective, objective.start(jax.random.key(0), jnp.asarray(1.0))
+
+
+def test_a_deep_network_sees_no_label_beyond_the_first_N_and_moves_no_dictionary(deep):
+    objective, params = deep
+    y = jax.random.normal(jax.random.key(3), (2, 9))
+    seen = objective.answer(params, y)
+    np.testing.assert_array_equal(seen, objective.answer(params, y.at[:, N:].set(7.0)))
+    assert not np.allclose(seen, objective.answer(params, y.at[:, 0].set(7.0)))
+    slopes = jax.grad(objective.loss)(params, jax.random.key(4))
+    assert not any(np.any(slopes[name]) for name in ("V", "z", "A"))
+    assert all(np.any(w) for w in jax.tree.leaves(slopes["net"]["Dense_0"]))
+
+
+def test_the_error_of_a_deep_network_is_its_distance_from_ridge_regression(deep):
+    objective, params = deep
+    rng, z = np.random.default_rng(0), np.asarray(params["z"])
+    lam, noise = rng.normal(size=(50, 3)), rng.normal(size=(50, 9))
+    y = lam @ z + np.sqrt(TAU * (lam**2).sum(1))[:, None] * noise
+    wanted = np.mean((objective.answer(params, jnp.asarray(y)) - y[:, :N] @ ri.minimiser(z, N, TAU)) ** 2)
+    assert objective.inference_error(params, lam, noise) == pytest.approx(float(wanted), rel=1e-10)
+
+
+def test_a_network_of_another_prompt_length_is_refused(deep):
+    with pytest.raises(ic.BadArgument, match="`net` must have the task's N = 5, but is 4"):
+        ic.token_encoder(representations(5, K=9, d=6, m=3, tau=TAU), deep[0].net, 16)
