@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
     from .theory import descent_steps as descent_steps
+    from .theory import dictionary_attention as dictionary_attention
     from .theory import finite_pool as finite_pool
     from .theory import gradient_noise as gradient_noise
     from .theory import logistic as logistic
@@ -65,6 +66,7 @@ _HOME = {
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
+    "dictionary_attention": "theory",
     "ensemble": "engine.ensemble",
     "finite_pool": "theory",
     "flow": "engine.flow",

@@ -18,9 +18,12 @@ from numpy.typing import ArrayLike
 
 from .. import checks
 from ..models.heads import Heads
+from ..models.label_head import LabelHead
 from ..models.linear_attention import LinearAttention
 from ..normals import GENERATORS
+from ..tasks.dictionary import Dictionary
 from ..tasks.linear_regression import LinearRegression
+from .counted import Counted
 from .expected import HeadsPopulation, Population, heads_population, layer_population
 from .folded import Folded, Quadratic, folded_statistics, sufficient_statistics
 from .prompts import Sampled
@@ -47,16 +50,20 @@ def sampled(task: Any, model: Any, batch: int) -> Sampled:
 
 
 def statistics(
-    task: LinearRegression, model: LinearAttention | Heads, batch: int, generator: str = "both_words", data: str = "own"
-) -> Statistics | Folded:
+    task: LinearRegression | Dictionary,
+    model: LinearAttention | Heads | LabelHead,
+    batch: int,
+    generator: str = "both_words",
+    data: str = "own",
+) -> Statistics | Folded | Counted:
     """The same law of SGD as `sampled`, without prompts: the context statistics are drawn exactly.
 
     Random numbers and operations a prompt do not depend on N: O((D + O)^2) numbers, and for heads with zero blocks, which
-    need the vector h alone, 3 D + 1.
+    need the vector h alone, 3 D + 1. A label head on a dictionary sees counts of tokens.
 
     Args:
-        task: the law of the prompts; scalar tasks for `Heads`.
-        model: one linear layer, or heads on scalar tasks.
+        task: the law of the prompts; scalar tasks for `Heads`, a dictionary for `LabelHead`.
+        model: one linear layer, heads on scalar tasks, or a label head on a dictionary.
         batch: prompts a step.
         generator: "stock" draws normals with `jax.random.normal`, "both_words" faster (`icldyn.normals`); the law is the
             same, the numbers are not.
@@ -73,6 +80,10 @@ def statistics(
         return folded_statistics(task, model, batch, generator, shared)
     if shared:
         raise checks.BadArgument("Argument `data` must be 'own' for this model, but is 'shared': only heads share it.")
+    if isinstance(task, Dictionary) or isinstance(model, LabelHead):
+        if not (isinstance(task, Dictionary) and isinstance(model, LabelHead)):
+            raise checks.refuse("model", "be a label head where the task is a dictionary, and only there", model)
+        return Counted(task, model, batch, generator)
     return wishart_statistics(task, model, batch, generator)
 
 
