@@ -21,7 +21,6 @@ text was not at hand. t = eta x steps.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax import Array
 from numpy.typing import ArrayLike
 
 from .. import checks
