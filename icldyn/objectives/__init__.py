@@ -76,13 +76,14 @@ def statistics(
     _match(task, model)
     batch, generator = checks.integer("batch", batch, 1), checks.one_of("generator", generator, GENERATORS)
     shared = checks.one_of("data", data, ("own", "shared")) == "shared"
+    if isinstance(task, Dictionary) != isinstance(model, LabelHead):
+        kind = "a dictionary" if isinstance(model, LabelHead) else "linear regression"
+        raise checks.refuse("task", f"be {kind} for this model", task)
     if isinstance(model, Heads):
         return folded_statistics(task, model, batch, generator, shared)
     if shared:
         raise checks.BadArgument("Argument `data` must be 'own' for this model, but is 'shared': only heads share it.")
-    if isinstance(task, Dictionary) or isinstance(model, LabelHead):
-        if not (isinstance(task, Dictionary) and isinstance(model, LabelHead)):
-            raise checks.refuse("model", "be a label head where the task is a dictionary, and only there", model)
+    if isinstance(model, LabelHead):
         return Counted(task, model, batch, generator)
     return wishart_statistics(task, model, batch, generator)
 

@@ -41,6 +41,7 @@ TABLE = {  # step -> A, B_1, b, L_k, Attn_k and A of the dominant query; K = 10,
     400: (3.738, -1.818, -0.240, 0.0777, 0.742, 3.111),
     600: (4.186, -1.923, -0.283, 0.0671, 0.795, 3.313),
 }
+LATE = 1e4  # t / K^2 at which prompts without the query are nearly all that is left
 LARGE = 3000  # K at which limits of K -> infinity are read off
 DIMS = {"A": ("query",), "B_1": ("other",), "b": ("other",), "sum": ("query",)}
 NAMES = ("$A_k$", "$B_{k,1}$", "$B_{k,n}$")
@@ -177,7 +178,7 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     exact, run, laws = ic.dictionary_attention, seeds["imbalanced"], _laws(config)
     steps = run.coords["step"][1]
     out = {f"descent_{name}": _read(law, run.t, exact.descent(law, config.eta, steps)) for name, law in laws.items()}
-    late = np.append(0.0, np.geomspace(1e-3, 1e2, 128))  # in units of K^2, as `whole`
+    late = np.union1d(np.linspace(0, 6, 241), np.geomspace(1e-3, LATE, 129))  # in units of K^2, as `whole`
     whole = np.linspace(0, 2 / (1 - config.alpha), 321)
     whole = np.union1d(whole, late[late < whole[-1]])
     asked = {f"flow_{name}": (law, config.K, run.t / config.K**2) for name, law in laws.items()}
@@ -295,6 +296,8 @@ def _claims_seeds(claim, config: Config, seeds: Trajectories, theory: Trajectori
     spread = [_others(seeds[name])[:, 1:, :, 0].std((0, 2)) for name in ("small", "imbalanced")]
     ratio = (spread[0] / spread[1]).mean() / r**0.5
     claim("Spread of A over seeds falls as batch^-1/2 (ratio of two batches over that, mean over t)", ratio, 0.9, 1.1)
+    apart = np.abs(theory["flow_imbalanced"]["b"] - theory["descent_imbalanced"]["b"]).max()
+    claim(f"Gradient flow against the recursion at eta = {config.eta:g} (largest difference of A, B_1 and b)", apart)
     kept = max(np.abs(run["sum"][run.finite()]).max() for run in seeds.values())
     claim("A_k + sum_n B_{k,n} of the seeds (largest; round-off of float32)", kept, high=1e-4)
 
@@ -309,10 +312,9 @@ def _claims_balanced(claim, config: Config, theory: Trajectories) -> None:
     claim("Balanced tokens, N = infinity: the flow is the closed form (largest difference of Attn)", apart, high=1e-5)
     late = [exact.limit_loss(exact.attention_at(100 * K**2, K), K) * 4 * 99 * K**2 / K for K in (200, 1000)]
     claim("K = 200, 1000, t = 100 K^2: L_k over K / (4 (t - K^2)) (least)", min(late), 0.97, 1.03)
-    above = [theory[f"sized_{K}x{10 * K}"]["L"][-1] / exact.floor(K, 10 * K) for K in config.sizes]
-    claim(
-        "Balanced tokens, N = 10 K: L_k stays above what prompts without the query leave (least ratio)", min(above), 1
-    )
+    K = config.sizes[-1]
+    ratio = theory[f"sized_{K}x{10 * K}"]["L"][-1] / exact.floor(K, 10 * K)
+    claim(f"K = {K}, N = {10 * K}, t = {LATE:g} K^2: L_k over what prompts without the query leave", ratio, 1, 1.1)
 
 
 def _claims_imbalanced(claim, config: Config, theory: Trajectories) -> None:
@@ -441,10 +443,13 @@ def _figure_balanced(config: Config, seeds: Trajectories, theory: Trajectories) 
             ax.plot(s, read(theory[f"closed_{K}"]), "k--", linewidth=0.9, label="closed form" if last else None)
         ax.set_xlabel("$t / K^2$")
     for K in config.sizes:
-        guide, label = np.array([4.0, 100.0]), "$K / 4t$" if K == config.sizes[-1] else None
-        axes[1].plot(guide, 1 / (4 * K * guide), color="0.6", linewidth=3, alpha=0.5, zorder=0, label=label)
+        late, last = np.array([4, LATE]), K == config.sizes[-1]
+        guide = {"color": "0.6", "zorder": 0}
+        axes[1].plot(late, 1 / (4 * K * late), linewidth=3, alpha=0.5, label="$K / 4t$" if last else None, **guide)
+        floor = 2 * [ic.dictionary_attention.floor(K, 10 * K)]
+        axes[1].plot([300, LATE], floor, linewidth=0.9, label="floor, N = 10 K" if last else None, **guide)
     axes[0].set(title="(a) attention on the query's own labels", ylabel=r"$\mathrm{Attn}_k$", xlim=(0, 6), ylim=(0, 1))
-    axes[1].set(title="(b) loss, down to prompts without the query", ylabel="$L_k$", xlim=(0.05, 100))
+    axes[1].set(title="(b) loss, down to prompts without the query", ylabel="$L_k$", xlim=(0.05, LATE))
     axes[1].set(xscale="log", yscale="log")
     axes[0].legend(loc="lower right")
     axes[1].legend(loc="lower left")
@@ -480,6 +485,7 @@ def _draw_phases(axes, config: Config, theory: Trajectories) -> None:
     axes[0].set(title=rf"(a) $\alpha$ = {config.alpha:g}, $N = \infty$, K = {many} (thick)", ylim=(-0.8, 2.4))
     axes[0].set_ylabel(r"entries of $Q$ over $\ln K$")
     axes[1].set(title="(b) attention of a query $k \\geq 2$", ylabel="attention", ylim=(0, 1.32))
+    axes[1].set_yticks(np.linspace(0, 1, 6))
 
 
 def _draw_stages(ax, config: Config, theory: Trajectories) -> None:
