@@ -43,7 +43,7 @@ TABLE = {  # step -> A, B_1, b, L_k, Attn_k and A of the dominant query; K = 10,
 }
 LATE = 1e4  # t / K^2 at which prompts without the query are nearly all that is left
 LARGE = 3000  # K at which limits of K -> infinity are read off
-DIMS = {"A": ("query",), "B_1": ("other",), "b": ("other",), "sum": ("query",)}
+DIMS = {"second": ("entry",), "others": ("entry",)}
 NAMES = ("$A_k$", "$B_{k,1}$", "$B_{k,n}$")
 TIME = r"time $t$ = $\eta$ $\times$ steps"
 QUERIES = {
@@ -89,12 +89,12 @@ SCALES = {
 SIZES = {
     "seeds": (8, 10**8),
     "K": (3, 100),
-    "N": (1, 1000),
+    "N": (1, 200),
     "batch": (2, 2**20),
     "small_batch": (1, 2**20),
     "steps": (1, 10**6),
 }
-REALS: dict[str, dict[str, float]] = {"alpha": {"above": 1e-3, "most": 0.999}, "eta": {"above": 0, "most": 1e6}}
+REALS: dict[str, dict[str, float]] = {"alpha": {"least": 0.05, "most": 0.95}, "eta": {"above": 0, "most": 1e6}}
 
 
 def check(config: Config) -> None:
@@ -129,7 +129,7 @@ def experiments(config: Config) -> dict[str, Any]:
             seeds=config.seeds,
             lr=config.eta,
             steps=config.steps,
-            measures={"A": _A, "B_1": _B_1, "b": _b, "sum": _sum},
+            measures={"second": _second, "others": _others, "dominant": _dominant, "sum": _sum},
             dims=DIMS,
             records=61,
         )
@@ -141,25 +141,33 @@ def _p(K: int, alpha: float) -> np.ndarray:
     return np.append(alpha, np.full(K - 1, (1 - alpha) / (K - 1)))
 
 
-def _A(params):
-    """A_k, (K,)."""
-    return params["Q"].diagonal()
+def _entries(params):
+    """A, B_1 and b, the mean of the other B, of every query but the first, (K-1, 3)."""
+    import jax.numpy as jnp
+
+    Q = params["Q"]
+    A = Q.diagonal()[1:]
+    return jnp.stack([A, Q[0, 1:], (Q[1:, 1:].sum(0) - A) / (len(A) - 1)], axis=1)
 
 
-def _B_1(params):
-    """B_{k,1} of every query but the first, (K-1,)."""
-    return params["Q"][0, 1:]
+def _second(params):
+    """Those of the second query, (3,)."""
+    return _entries(params)[0]
 
 
-def _b(params):
-    """The mean of their other B_{k,n}, (K-1,)."""
-    Q = params["Q"][1:, 1:]
-    return (Q.sum(0) - Q.diagonal()) / (Q.shape[0] - 1)
+def _others(params):
+    """Their mean over these queries, (3,)."""
+    return _entries(params).mean(0)
+
+
+def _dominant(params):
+    """A of the first query."""
+    return params["Q"][0, 0]
 
 
 def _sum(params):
-    """A_k + sum_n B_{k,n}, (K,): 0 throughout."""
-    return params["Q"].sum(0)
+    """The largest |A_k + sum_n B_{k,n}|, 0 throughout."""
+    return abs(params["Q"].sum(0)).max()
 
 
 def _laws(config: Config) -> dict[str, Any]:
@@ -235,17 +243,6 @@ def _field(clocks, laws, params):
     return {"b": clocks[:, None] * rates}
 
 
-def _others(run) -> np.ndarray:
-    """A, B_1 and b of every query but the first, of the seeds that stayed finite, (S, T, query, 3)."""
-    return np.stack([run["A"][:, :, 1:], run["B_1"], run["b"]], axis=-1)[run.finite()]
-
-
-def _mean(run) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of `_others`, (T, 3), and its standard error over seeds."""
-    own = _others(run).mean(2)
-    return own.mean(0), own.std(0, ddof=1) / len(own) ** 0.5
-
-
 def _total(config: Config, theory: Trajectories, run: str) -> np.ndarray:
     """L = sum_k p_k L_k of the recursion, (T,)."""
     if run == "balanced":
@@ -269,36 +266,33 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
 
 def _claims_seeds(claim, config: Config, seeds: Trajectories, theory: Trajectories) -> None:
-    for name, label in (("imbalanced", "One dominant token"), ("balanced", "Balanced tokens")):
-        run, wanted = seeds[name], theory[f"descent_{name}"]["b"]
-        apart = np.abs(_mean(run)[0] - wanted).max() / wanted.max()
-        claim(
-            f"{label}: A, B_1 and b of SGD follow the exact recursion (gap over the largest A)",
-            apart,
-            high=0.01,
-            gap=True,
-        )
-        errors = (run.mean("loss") - _total(config, theory, name)) / run.standard_error("loss")
-        claim(
-            f"{label}: mean batch loss is the recursion's (largest of the standard errors)",
-            np.abs(errors).max(),
-            high=4.5,
-        )
-    own, wanted = seeds["imbalanced"].mean("A")[:, 0], theory["descent_dominant"]["b"][:, 0]
-    apart = np.abs(own - wanted).max() / wanted.max()
-    claim("Dominant query: A of SGD follows the exact recursion (gap over the largest A)", apart, high=0.01, gap=True)
+    wanted = {name: theory[f"descent_{name}"]["b"] for name in QUERIES}
+    pairs = {
+        "One dominant token, queries k >= 2: A, B_1 and b": (seeds["imbalanced"].mean("others"), wanted["imbalanced"]),
+        "One dominant token, its own query: A": (seeds["imbalanced"].mean("dominant"), wanted["dominant"][:, 0]),
+        "Balanced tokens: A, B_1 and b": (seeds["balanced"].mean("others"), wanted["balanced"]),
+    }
+    for name, (mean, exact) in pairs.items():
+        apart = np.abs(mean - exact).max() / exact.max()
+        claim(f"{name} of SGD against the exact recursion (gap over the largest A)", apart, high=0.01, gap=True)
+    for name in ("imbalanced", "balanced"):
+        apart = (seeds[name].mean("loss") - _total(config, theory, name)) / seeds[name].standard_error("loss")
+        sentence = f"{name}: mean batch loss is the recursion's (largest of the standard errors)"
+        claim(sentence.capitalize(), np.abs(apart).max(), high=4.5)
 
-    (large, error), (small, other) = (_mean(seeds[name]) for name in ("imbalanced", "small"))
+    large, small = seeds["imbalanced"], seeds["small"]
     r = config.batch / config.small_batch  # the means are off by a term in 1/batch
-    limit, error = (r * large - small) / (r - 1), np.sqrt(r**2 * error**2 + other**2) / (r - 1)
-    apart = np.abs(limit - theory["descent_imbalanced"]["b"])[1:] / error[1:]
+    limit = (r * large.mean("others") - small.mean("others")) / (r - 1)
+    error = np.hypot(r * large.standard_error("others"), small.standard_error("others")) / (r - 1)
+    apart = np.abs(limit - wanted["imbalanced"])[1:] / error[1:]
     claim("Extrapolated to large batches, SGD is the recursion (largest of the standard errors)", apart.max(), high=4.5)
-    spread = [_others(seeds[name])[:, 1:, :, 0].std((0, 2)) for name in ("small", "imbalanced")]
-    ratio = (spread[0] / spread[1]).mean() / r**0.5
-    claim("Spread of A over seeds falls as batch^-1/2 (ratio of two batches over that, mean over t)", ratio, 0.9, 1.1)
-    apart = np.abs(theory["flow_imbalanced"]["b"] - theory["descent_imbalanced"]["b"]).max()
+    spread = [run.standard_deviation("second")[1:, 0] for run in (small, large)]
+    ratio, error = (spread[0] / spread[1]).mean() / r**0.5, config.seeds**-0.5
+    sentence = "Spread of A over seeds falls as batch^-1/2 (ratio of two batches over that, mean over t)"
+    claim(sentence, ratio, 1 - 4 * error, 1 + 4 * error)
+    apart = np.abs(theory["flow_imbalanced"]["b"] - wanted["imbalanced"]).max()
     claim(f"Gradient flow against the recursion at eta = {config.eta:g} (largest difference of A, B_1 and b)", apart)
-    kept = max(np.abs(run["sum"][run.finite()]).max() for run in seeds.values())
+    kept = max(run.quantile("sum", (1.0,)).max() for run in seeds.values())
     claim("A_k + sum_n B_{k,n} of the seeds (largest; round-off of float32)", kept, high=1e-4)
 
 
@@ -320,21 +314,15 @@ def _claims_balanced(claim, config: Config, theory: Trajectories) -> None:
 def _claims_imbalanced(claim, config: Config, theory: Trajectories) -> None:
     exact = ic.dictionary_attention
     apart = np.abs(_table() - np.array(list(TABLE.values()))).max()
-    claim(
-        "K = 10, N = 40, eta = 2: the recursion's steps 100 to 600 are the table's (largest difference)",
-        apart,
-        high=6e-4,
-    )
+    sentence = "K = 10, N = 40, eta = 2: the recursion's steps 100 to 600 are the table's (largest difference)"
+    claim(sentence, apart, high=6e-4)
     for alpha, wanted in PHASES.items():
         passed = exact.phases(exact.underrepresented(LARGE, alpha))
         apart = [abs(passed[name][0] / LARGE**2 - number) for name, number in zip(PASSED, wanted, strict=True)]
-        numbers = ", ".join(f"{number:g}" for number in wanted)
-        sentence = (
-            f"K = {LARGE}, alpha = {alpha:g}: t / K^2 at switch, x = z and x = 1/2 is {numbers} (largest difference)"
-        )
-        claim(sentence, max(apart), high=5e-3)
+        numbers, where = ", ".join(f"{number:g}" for number in wanted), f"K = {LARGE}, alpha = {alpha:g}"
+        claim(f"{where}: t / K^2 at switch, x = z and x = 1/2 is {numbers} (largest difference)", max(apart), high=5e-3)
         limit = passed["crossing"][0] / LARGE**2 * (1 - alpha)
-        claim(f"K = {LARGE}, alpha = {alpha:g}: t / K^2 at x = z over its limit 1/(1 - alpha)", limit, 0.98, 1.02)
+        claim(f"{where}: t / K^2 at x = z over its limit 1/(1 - alpha)", limit, 0.98, 1.02)
     B = exact.phases(exact.underrepresented(LARGE, 0.5))["switch"][1][1] / np.log(LARGE)
     claim(f"K = {LARGE}, alpha = 0.5: B_{{k,1}} at the switch, in units of ln K (the paper: -0.5)", B, -0.475, -0.465)
 
@@ -346,10 +334,9 @@ def _claims_imbalanced(claim, config: Config, theory: Trajectories) -> None:
     claim(f"K = {K}, phase I: attention on token 1 over (2 p t)^(-1/2) (largest)", fall.max(), 1, 1.35)
     apart = np.abs(run["L"][early] - 0.5).max()
     claim(f"K = {K}, phase I: L_k stays near 1/2 (largest distance)", apart, high=0.08)
-    ratio = np.divide(*(_half_time(theory[f"descent_{name}"]) for name in ("dominant", "imbalanced")))
-    claim(
-        f"K = {config.K}: the dominant query comes first (time to half its loss over that of others)", ratio, high=0.5
-    )
+    first, later = (_half_time(theory[f"descent_{name}"]) for name in ("dominant", "imbalanced"))
+    sentence = f"K = {config.K}: the dominant query comes first (time to half its loss over that of others)"
+    claim(sentence, first / later, high=0.5)
 
 
 def _half_time(curve) -> float:
@@ -363,9 +350,8 @@ def _table() -> np.ndarray:
     exact, steps = ic.dictionary_attention, list(TABLE)
     law, dominant = exact.underrepresented(10, 0.5, 40), exact.dominant(10, 0.5, 40)
     b = exact.descent(law, 2.0, steps)
-    return np.column_stack(
-        [b, exact.loss(b, law), exact.attention(b, law)[:, 0], exact.descent(dominant, 2.0, steps)[:, 0]]
-    )
+    A = exact.descent(dominant, 2.0, steps)[:, 0]
+    return np.column_stack([b, exact.loss(b, law), exact.attention(b, law)[:, 0], A])
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
@@ -384,31 +370,26 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:
     """A, B_1 and b of the seeds where one token is dominant, and A of its own query."""
-    run, own = seeds["imbalanced"], _others(seeds["imbalanced"])
-    curves = [(own[..., g], "imbalanced", g) for g in range(3)] + [(run["A"][run.finite()][:, :, :1], "dominant", 0)]
-    for c, ((values, name, g), label) in enumerate(zip(curves, (*NAMES, "$A_1$, dominant query"), strict=True)):
-        _band(ax, run.t, values, f"C{c}", label)
+    run, levels = seeds["imbalanced"], (0.05, 0.5, 0.95)
+    bands = [(band, "imbalanced", g) for g, band in enumerate(np.moveaxis(run.quantile("second", levels), 2, 0))]
+    bands.append((run.quantile("dominant", levels), "dominant", 0))
+    for c, ((band, name, g), label) in enumerate(zip(bands, (*NAMES, "$A_1$, dominant query"), strict=True)):
+        panels.band(ax, run.t, band, f"C{c}", label)
         for kind, dashes, exact in (("descent", "--", "exact recursion"), ("flow", ":", "gradient flow")):
             entry = theory[f"{kind}_{name}"]["b"][:, g]
             ax.plot(run.t, entry, f"k{dashes}", linewidth=1.1, label=exact if c == 3 else None)
     ax.set(xlabel=TIME, ylabel="entries of $Q$, median and 5%–95%", xlim=(0, run.t[-1]))
 
 
-def _band(ax, t: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
-    """Median and 5% to 95% over seeds and queries of values (S, T, query)."""
-    curves = np.quantile(np.moveaxis(values, 1, 0).reshape(len(t), -1), (0.05, 0.5, 0.95), axis=1)
-    panels.band(ax, t, curves, color, label)
-
-
 def _figure_seeds(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     figure, (left, middle, right) = panels.row(3, 3.7, 3.2)
     run, dashed = seeds["imbalanced"], {"color": "k", "linestyle": "--", "linewidth": 1.1}
     panel(left, config, seeds, theory)
-    left.set_title(rf"(a) {run.coverage}, {config.K - 1} queries each, $\alpha$ = {config.alpha:g}")
+    left.set_title(rf"(a) {run.coverage}, queries $k$ = 2 and 1, $\alpha$ = {config.alpha:g}")
     left.legend(loc="upper left", bbox_to_anchor=(0.36, 0.71))
     for name, (color, label) in QUERIES.items():
         values = _attention(config, seeds["balanced" if name == "balanced" else "imbalanced"], name)
-        _band(middle, run.t, values[..., None], color, label)
+        panels.band(middle, run.t, np.quantile(values, (0.05, 0.5, 0.95), axis=0), color, label)
         exact = "exact recursion" if name == "balanced" else None
         middle.plot(run.t, theory[f"descent_{name}"]["Attn"][:, 0], label=exact, **dashed)
     middle.set(title="(b) attention on the query's own labels", ylabel=r"$\mathrm{Attn}_k$", ylim=(0, 1))
@@ -427,10 +408,10 @@ def _figure_seeds(config: Config, seeds: Trajectories, theory: Trajectories) -> 
 def _attention(config: Config, run, name: str) -> np.ndarray:
     """Attention on its own labels by A, B_1 and b of one query of some seeds, k = 2, or 1 if dominant, (S, T)."""
     law, some = _laws(config)[name], run.isel(seed=slice(SHOWN))
-    A = some["A"][some.finite()][:, :, 0]
-    b = np.stack([A, *2 * [-A / (config.K - 1)]], axis=-1) if name == "dominant" else _others(some)[:, :, 0]
-    times = range(b.shape[1])  # one at a time: (S, C, 3) numbers each
-    return np.stack([ic.dictionary_attention.attention(b[:, k].astype(float), law)[:, 0] for k in times], axis=1)
+    A = some["dominant"]
+    b = np.stack([A, *2 * [-A / (config.K - 1)]], axis=-1) if name == "dominant" else some["second"]
+    b = np.moveaxis(b[some.finite()].astype(float), 1, 0)
+    return np.stack([ic.dictionary_attention.attention(now, law)[:, 0] for now in b], axis=1)  # (S, C, 3) at a time
 
 
 def _figure_balanced(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
@@ -444,10 +425,9 @@ def _figure_balanced(config: Config, seeds: Trajectories, theory: Trajectories) 
         ax.set_xlabel("$t / K^2$")
     for K in config.sizes:
         late, last = np.array([4, LATE]), K == config.sizes[-1]
-        guide = {"color": "0.6", "zorder": 0}
-        axes[1].plot(late, 1 / (4 * K * late), linewidth=3, alpha=0.5, label="$K / 4t$" if last else None, **guide)
+        axes[1].plot(late, 1 / (4 * K * late), label="$K / 4t$" if last else None, color="0.8", linewidth=3, zorder=0)
         floor = 2 * [ic.dictionary_attention.floor(K, 10 * K)]
-        axes[1].plot([300, LATE], floor, linewidth=0.9, label="floor, N = 10 K" if last else None, **guide)
+        axes[1].plot([300, LATE], floor, label="floors" if last else None, color="0.5", linewidth=0.9, zorder=0)
     axes[0].set(title="(a) attention on the query's own labels", ylabel=r"$\mathrm{Attn}_k$", xlim=(0, 6), ylim=(0, 1))
     axes[1].set(title="(b) loss, down to prompts without the query", ylabel="$L_k$", xlim=(0.05, LATE))
     axes[1].set(xscale="log", yscale="log")
@@ -478,7 +458,9 @@ def _draw_phases(axes, config: Config, theory: Trajectories) -> None:
     passed = exact.phases(exact.underrepresented(K, config.alpha))
     for ax in axes:
         for dashes, (name, label) in zip(("-", "--", ":"), PASSED.items(), strict=True):
-            ax.axvline(passed[name][0] / K**2, 0, 0.76, color="0.5", linewidth=0.9, linestyle=dashes, label=label)
+            if name in passed:
+                at = passed[name][0] / K**2
+                ax.axvline(at, 0, 0.76, color="0.5", linewidth=0.9, linestyle=dashes, label=label)
         ax.set(xlabel="$t / K^2$", xlim=(0, s[-1]))
         ax.legend(ncols=2, loc="upper left")
     many = ", ".join(str(K) for K in config.wide)
@@ -506,7 +488,7 @@ def _draw_times(ax, config: Config) -> None:
     exact, sizes = ic.dictionary_attention, np.geomspace(10, 10**5, 13).round().astype(int)
     passed = [exact.phases(exact.underrepresented(int(K), config.alpha)) for K in sizes]
     for (name, label), color in zip(PASSED.items(), ("C1", "C5", "C0"), strict=True):
-        times = [each[name][0] for each in passed] / sizes**2.0
+        times = [each[name][0] if name in each else np.nan for each in passed] / sizes**2.0
         ax.plot(sizes, times, "o-", markersize=3, color=color, label=label)
     for limit, label in zip((1 / 3, 1), (r"$1/(3(1-\alpha))$", r"$1/(1-\alpha)$"), strict=True):
         limit /= 1 - config.alpha

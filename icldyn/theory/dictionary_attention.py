@@ -162,7 +162,7 @@ def attention_at(t: ArrayLike, K: int, q: float | None = None) -> np.ndarray:
 
 
 def limit_loss(a: ArrayLike, K: int) -> np.ndarray:
-    """L_k at N = infinity at attention a, the others equal: K (1 - a)^2 / (2 (K - 1)), late K / (4 t) for q = 1/K."""
+    """L_k at N = infinity at attention a, the others equal: K (1 - a)^2 / (2 (K - 1)); late (K - 1) / (4 t) for q = 1/K."""
     return K / (2 * (K - 1)) * (1 - np.asarray(a)) ** 2
 
 
