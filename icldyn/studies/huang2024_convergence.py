@@ -287,9 +287,9 @@ def _claims_seeds(claim, config: Config, seeds: Trajectories, theory: Trajectori
     apart = np.abs(limit - wanted["imbalanced"])[1:] / error[1:]
     claim("Extrapolated to large batches, SGD is the recursion (largest of the standard errors)", apart.max(), high=4.5)
     spread = [run.standard_deviation("second")[1:, 0] for run in (small, large)]
-    ratio, error = (spread[0] / spread[1]).mean() / r**0.5, config.seeds**-0.5
+    ratio, wide = (spread[0] / spread[1]).mean() / r**0.5, round(4 * config.seeds**-0.5, 2)  # four standard errors
     sentence = "Spread of A over seeds falls as batch^-1/2 (ratio of two batches over that, mean over t)"
-    claim(sentence, ratio, 1 - 4 * error, 1 + 4 * error)
+    claim(sentence, ratio, 1 - wide, 1 + wide)
     apart = np.abs(theory["flow_imbalanced"]["b"] - wanted["imbalanced"]).max()
     claim(f"Gradient flow against the recursion at eta = {config.eta:g} (largest difference of A, B_1 and b)", apart)
     kept = max(run.quantile("sum", (1.0,)).max() for run in seeds.values())
