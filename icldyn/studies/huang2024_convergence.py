@@ -52,6 +52,7 @@ QUERIES = {
     "balanced": ("C4", "balanced tokens"),
 }
 PASSED = {"switch": "leading influence switches", "crossing": "$x = z$", "half": "$x = 1/2$"}
+ENTRIES = "entries of $Q$, median and 5%–95%"
 SHOWN = 128  # seeds whose attention is drawn
 
 
@@ -378,14 +379,14 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
         for kind, dashes, exact in (("descent", "--", "exact recursion"), ("flow", ":", "gradient flow")):
             entry = theory[f"{kind}_{name}"]["b"][:, g]
             ax.plot(run.t, entry, f"k{dashes}", linewidth=1.1, label=exact if c == 3 else None)
-    ax.set(xlabel=TIME, ylabel="entries of $Q$, median and 5%–95%", xlim=(0, run.t[-1]))
+    ax.set(xlabel=TIME, ylabel="entries of $Q$", xlim=(0, run.t[-1]))
 
 
 def _figure_seeds(config: Config, seeds: Trajectories, theory: Trajectories) -> Figure:
     figure, (left, middle, right) = panels.row(3, 3.7, 3.2)
     run, dashed = seeds["imbalanced"], {"color": "k", "linestyle": "--", "linewidth": 1.1}
     panel(left, config, seeds, theory)
-    left.set_title(rf"(a) {run.coverage}, queries $k$ = 2 and 1, $\alpha$ = {config.alpha:g}")
+    left.set(title=rf"(a) {run.coverage}, queries $k$ = 2 and 1, $\alpha$ = {config.alpha:g}", ylabel=ENTRIES)
     left.legend(loc="upper left", bbox_to_anchor=(0.36, 0.71))
     for name, (color, label) in QUERIES.items():
         values = _attention(config, seeds["balanced" if name == "balanced" else "imbalanced"], name)
