@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import power_law as power_law
     from .tasks.representations import representations as representations
     from .theory import descent_steps as descent_steps
+    from .theory import dictionary_attention as dictionary_attention
     from .theory import finite_pool as finite_pool
     from .theory import gradient_noise as gradient_noise
     from .theory import logistic as logistic
@@ -72,6 +73,7 @@ _HOME = {
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
+    "dictionary_attention": "theory",
     "encoder": "models.encoder",
     "encoder_flops": "models.encoder",
     "ensemble": "engine.ensemble",

@@ -30,11 +30,21 @@ def normals(key: Array, shape: tuple[int, ...], dtype: jnp.dtype, generator: str
     """
     if generator == "stock" or dtype != jnp.float32:
         return jax.random.normal(key, shape, dtype)
+    return _drawn(_normal, key, shape)
+
+
+def words(key: Array, shape: tuple[int, ...]) -> Array:
+    """Independent uniform words of 32 bits, both of every hash."""
+    return _drawn(lambda word: word, key, shape)
+
+
+def _drawn(function: Callable[[Array], Array], key: Array, shape: tuple[int, ...]) -> Array:
+    """`function` of words, stored."""
     rows, *rest = shape or (1,)
     half = (-(-rows // 2), *rest)  # one half of the rows for each word
     counts = jnp.arange(int(np.prod(half)), dtype=jnp.uint32).reshape(half)
-    words = jnp.stack(_threefry(jax.random.key_data(key), counts, counts + jnp.uint32(counts.size)))
-    return stored(_normal, words).reshape(2 * half[0], *rest)[:rows].reshape(shape)
+    both = jnp.stack(_threefry(jax.random.key_data(key), counts, counts + jnp.uint32(counts.size)))
+    return stored(function, both).reshape(2 * half[0], *rest)[:rows].reshape(shape)
 
 
 def stored(function: Callable[..., Array], *rows: Array) -> Array:

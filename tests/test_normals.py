@@ -5,7 +5,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy import special, stats
 
-from icldyn.normals import GENERATORS, _normal, _threefry, normals
+from icldyn.normals import GENERATORS, _normal, _threefry, normals, words
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -55,3 +55,12 @@ def test_the_hash_is_that_of_jax():
     key, counts = jax.random.key_data(jax.random.key(7)), jnp.arange(10, dtype=jnp.uint32)
     one, other = _threefry(key, counts[:5], counts[5:])
     np.testing.assert_array_equal(np.concatenate([one, other]), threefry_2x32(key, counts))
+
+
+def test_words_are_uniform_in_every_bit_and_differ_across_the_two_of_a_hash():
+    drawn = np.asarray(words(jax.random.key(3), (301, 100)))  # an odd number of rows
+    assert drawn.shape == (301, 100) and drawn.dtype == np.uint32
+    bits = (drawn.reshape(-1, 1) >> np.arange(32, dtype=np.uint32)) & 1
+    assert np.abs(bits.mean(0) - 0.5).max() < 4.5 * 0.5 / drawn.size**0.5  # standard errors
+    assert np.abs(np.corrcoef(bits.T)[np.triu_indices(32, 1)]).max() < 5 / drawn.size**0.5
+    assert len(np.unique(drawn)) > 0.99 * drawn.size

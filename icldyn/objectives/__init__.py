@@ -18,9 +18,12 @@ from numpy.typing import ArrayLike
 
 from .. import checks
 from ..models.heads import Heads
+from ..models.label_head import LabelHead
 from ..models.linear_attention import LinearAttention
 from ..normals import GENERATORS
+from ..tasks.dictionary import Dictionary
 from ..tasks.linear_regression import LinearRegression
+from .counted import Counted
 from .expected import HeadsPopulation, Population, heads_population, layer_population
 from .folded import Folded, Quadratic, folded_statistics, sufficient_statistics
 from .prompts import Sampled
@@ -47,16 +50,20 @@ def sampled(task: Any, model: Any, batch: int) -> Sampled:
 
 
 def statistics(
-    task: LinearRegression, model: LinearAttention | Heads, batch: int, generator: str = "both_words", data: str = "own"
-) -> Statistics | Folded:
+    task: LinearRegression | Dictionary,
+    model: LinearAttention | Heads | LabelHead,
+    batch: int,
+    generator: str = "both_words",
+    data: str = "own",
+) -> Statistics | Folded | Counted:
     """The same law of SGD as `sampled`, without prompts: the context statistics are drawn exactly.
 
     Random numbers and operations a prompt do not depend on N: O((D + O)^2) numbers, and for heads with zero blocks, which
-    need the vector h alone, 3 D + 1.
+    need the vector h alone, 3 D + 1. A label head on a dictionary sees counts of tokens.
 
     Args:
-        task: the law of the prompts; scalar tasks for `Heads`.
-        model: one linear layer, or heads on scalar tasks.
+        task: the law of the prompts; scalar tasks for `Heads`, a dictionary for `LabelHead`.
+        model: one linear layer, heads on scalar tasks, or a label head on a dictionary.
         batch: prompts a step.
         generator: "stock" draws normals with `jax.random.normal`, "both_words" faster (`icldyn.normals`); the law is the
             same, the numbers are not.
@@ -69,10 +76,15 @@ def statistics(
     _match(task, model)
     batch, generator = checks.integer("batch", batch, 1), checks.one_of("generator", generator, GENERATORS)
     shared = checks.one_of("data", data, ("own", "shared")) == "shared"
+    if isinstance(task, Dictionary) != isinstance(model, LabelHead):
+        kind = "a dictionary" if isinstance(model, LabelHead) else "linear regression"
+        raise checks.refuse("task", f"be {kind} for this model", task)
     if isinstance(model, Heads):
         return folded_statistics(task, model, batch, generator, shared)
     if shared:
         raise checks.BadArgument("Argument `data` must be 'own' for this model, but is 'shared': only heads share it.")
+    if isinstance(model, LabelHead):
+        return Counted(task, model, batch, generator)
     return wishart_statistics(task, model, batch, generator)
 
 

@@ -280,13 +280,16 @@ class RunFolder:
         """Write every figure as PNG; returns the paths."""
         import matplotlib.pyplot as plt
 
+        from ..plot.overlay import style
+
         _ = self._writer  # or refuse
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         drawn = {}
         for name, figure in figures.items():
             image = io.BytesIO()
-            figure.savefig(image, format="png")
+            with style():  # colours by number and the resolution are looked up only now
+                figure.savefig(image, format="png")
             plt.close(figure)
             drawn[folder / f"{_known_name(name)}.png"] = image.getvalue()
         self._replace("figures", drawn)

@@ -1,3 +1,4 @@
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -40,3 +41,14 @@ def test_the_house_style_stays_inside_its_context():
     with ic.style():
         assert plt.rcParams["axes.spines.top"] is False
     assert plt.rcParams["axes.spines.top"] == before
+
+
+def test_a_saved_figure_keeps_the_colours_of_the_style_that_it_was_drawn_in(tmp_path):
+    with ic.style():
+        figure, ax = plt.subplots(figsize=(1, 1))
+        ax.plot([0, 1], [0, 1], color="C0", linewidth=9)
+    with ic.RunFolder.create(tmp_path / "run", say=str) as run:
+        (path,) = run.save_figures({"line": figure})
+    pixels = plt.imread(path)[..., :3].reshape(-1, 3)
+    house = matplotlib.colors.to_rgb("#0072B2")
+    assert (np.abs(pixels - house).max(1) < 0.01).sum() > 100  # and not the first colour of matplotlib
