@@ -423,20 +423,20 @@ def _place(name: str, path: str | None, endings: tuple[str, ...], record: str) -
 
 
 def _write(found: Replay, options: _Options) -> list[str]:
+    from .plot.overlay import image_of
     from .store.files import write_atomically
 
     contents = {}
     if options.figure is not None:
-        image = io.BytesIO()
-        found.figure().savefig(image, format=Path(options.figure).suffix[1:])
-        contents[options.figure] = image
+        contents[options.figure] = image_of(found.figure(), Path(options.figure).suffix[1:])
     if options.out is not None:
         curves = {"recorded": found.record["loss"], "replayed": found.loss, "gap": found.gap, "band": found.band}
-        contents[options.out] = io.BytesIO()
-        np.savez(contents[options.out], allow_pickle=False, step=np.arange(len(found.loss)), **curves, **found.weights)
+        arrays = io.BytesIO()
+        np.savez(arrays, allow_pickle=False, step=np.arange(len(found.loss)), **curves, **found.weights)
+        contents[options.out] = arrays.getvalue()
     for path, content in contents.items():
         try:
-            write_atomically(Path(path), content.getvalue())
+            write_atomically(Path(path), content)
         except OSError as error:
             raise checks.BadArgument(f"{path!r} cannot be written: {error.strerror or error}.") from None
     return list(contents)

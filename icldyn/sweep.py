@@ -60,6 +60,7 @@ def _run(
     share: tuple[int, int],
 ) -> int:
     from .engine.train import train
+    from .plot.overlay import image_of
     from .store.files import run_path, write_atomically
     from .store.run_folder import RunFolder, _json, _read_json, free_name
 
@@ -115,7 +116,7 @@ def _run(
         say("drawing the figure grid")
         figure = _grid(paper, configs, points, runs)
         (out / "figures").mkdir(exist_ok=True)
-        figure.savefig(out / "figures" / "grid.png")
+        write_atomically(out / "figures" / "grid.png", image_of(figure))
     if options.json:
         print(json.dumps({"sweep": str(out), "rows": rows}, indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
@@ -14,6 +15,7 @@ from . import panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 THEORY_DASHES = ("--", ":", "-.")
 
@@ -23,6 +25,14 @@ def style() -> AbstractContextManager[None]:
     import matplotlib.pyplot as plt
 
     return plt.style.context("icldyn.plot.icldyn")
+
+
+def image_of(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file, in the house style: colours by number and the resolution are looked up only when it is written."""
+    image = io.BytesIO()
+    with style():
+        figure.savefig(image, format=kind)
+    return image.getvalue()
 
 
 def overlay(

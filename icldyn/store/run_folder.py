@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
 import platform
@@ -280,18 +279,15 @@ class RunFolder:
         """Write every figure as PNG; returns the paths."""
         import matplotlib.pyplot as plt
 
-        from ..plot.overlay import style
+        from ..plot.overlay import image_of
 
         _ = self._writer  # or refuse
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         drawn = {}
         for name, figure in figures.items():
-            image = io.BytesIO()
-            with style():  # colours by number and the resolution are looked up only now
-                figure.savefig(image, format="png")
+            drawn[folder / f"{_known_name(name)}.png"] = image_of(figure)
             plt.close(figure)
-            drawn[folder / f"{_known_name(name)}.png"] = image.getvalue()
         self._replace("figures", drawn)
         return list(drawn)
 
