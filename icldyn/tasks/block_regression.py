@@ -1,4 +1,4 @@
-"""Several linear regressions side by side in one context: task i reads the coordinates J_i of x (Chen et al. 2024, He et al. 2025).
+"""Several linear regressions side by side in one context: task i reads the coordinates J_i of x, as in Chen et al. 2024.
 
     y_i = beta_i . x_{J_i} + e_i,    x ~ N(0, I),  beta_i ~ N(0, size_i^2 I),  e_i ~ N(0, sigma2_i),
 

@@ -2,8 +2,9 @@
 
 - `spectral`: He et al. (2025) and Chen et al. (2024), for long contexts, with E_hk = exp(sum_j d_j omega_hj omega_kj),
 
-      2 loss_i = phi_i - 2 sum_h mu_hi omega_hi + sum_hk mu_hi mu_ki (omega_hi omega_ki + (phi_i/N) E_hk),    phi_i = 1 + sigma2_i.
+      2 loss_i = phi_i - 2 sum_h mu_hi omega_hi + sum_hk mu_hi mu_ki (omega_hi omega_ki + (phi_i/N) E_hk),
 
+  phi_i = 1 + sigma2_i.
   He et al. integrate the flow of this half without the 1/d of `merged_rate`: their d omega / dt is d times ours.
 - `corrected`: one task, all terms of order 1/N with exact averages over the length of the query; holds for
   q_h = (1 - 2 omega_h^2)^(-d/2-1) << N, and nowhere else.
@@ -90,7 +91,7 @@ def single_head(N: float, d: float, sigma2: float) -> tuple[float, float, float]
 
 
 def two_heads(N: float, d: float, sigma2: float) -> tuple[float, float]:
-    """(2 mu omega, loss) in the valley omega = (w, -w), mu = (m, -m) as w -> 0: 2 m w = 1/(1 + (1 + sigma2) d/N) = 1 + sigma2 - 2 loss."""
+    """(2 m w, loss) in the valley omega = (w, -w), mu = (m, -m) as w -> 0: 2 m w = 1/(1 + (1 + sigma2) d/N) = 1 + sigma2 - 2 loss."""
     gain = 1 / (1 + (1 + sigma2) * d / N)
     return gain, 0.5 * (1 + sigma2 - gain)
 
@@ -98,8 +99,8 @@ def two_heads(N: float, d: float, sigma2: float) -> tuple[float, float]:
 def warm_up(d: float, scale: float, start: float) -> float:
     """t ~ d / (2 scale mu_0), when small balanced keys, queries, values and outputs (k = q, o = v) leave their start mu_0 = o v.
 
-    d omega / dt = 2 scale omega mu / d and d mu / dt = 2 mu omega run away together, where omega d = scale mu: 1/mu falls by 2 scale t / d.
-    Half of that time for the loss without 1/2.
+    d omega / dt = 2 scale omega mu / d and d mu / dt = 2 mu omega, so that omega = scale mu / d and 1/mu falls by 2 scale t / d:
+    they run away. Half of that time for the loss without 1/2.
     """
     return d / (2 * scale * start)
 

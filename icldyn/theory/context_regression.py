@@ -21,8 +21,9 @@ def best_descent(N: float, d: float, sigma2: float) -> tuple[float, float]:
 
 
 def debiased_loss(eta: float, N: float, d: float, sigma2: float) -> float:
-    """Of yhat = (eta/N) sum_l y_l (x_l - xbar).x_q: 2 loss = 1 + sigma2 - 2 eta n/N + eta^2 n (n + 1 + d + sigma2 d)/N^2, n = N - 1.
+    """Of yhat = (eta/N) sum_l y_l (x_l - xbar).x_q.
 
+    2 loss = 1 + sigma2 - 2 eta n/N + eta^2 n (n + 1 + d + sigma2 d)/N^2, n = N - 1.
     Two heads omega = (w, -w), mu = (m, -m) tend to it as w -> 0 with 2 m w = eta.
     """
     n = N - 1
@@ -36,7 +37,7 @@ def best_debiased(N: float, d: float, sigma2: float) -> tuple[float, float]:
 
 
 def ridge_loss(N: int, d: int, sigma2: float, draws: int = 20_000, seed: int = 0) -> float:
-    """Of the best answer there is, ridge regression with sigma2 d on W = sum_l x_l x_l^T: sigma2 (1 + E tr (W + sigma2 d)^{-1}) / 2.
+    """Of the best answer, ridge regression with sigma2 d: sigma2 (1 + E tr (W + sigma2 d)^{-1}) / 2, W = sum_l x_l x_l^T.
 
     The mean is one over so many draws of W: some 2e-3 of the loss at the default, for d = 5 and N = 20.
     """
@@ -48,7 +49,10 @@ def ridge_loss(N: int, d: int, sigma2: float, draws: int = 20_000, seed: int = 0
 
 
 def proportional_ridge_loss(xi: float, sigma2: float) -> float:
-    """Its limit for d, N -> infinity, d/N = xi: 2 loss = (s + sqrt(4 sigma2 + (sigma2 + (1 - xi)/xi)^2))/2, s = sigma2 + (xi - 1)/xi."""
+    """Its limit for d, N -> infinity with d/N = xi.
+
+    2 loss = (sigma2 + s + (4 sigma2 + (sigma2 - s)^2)^(1/2)) / 2, s = (xi - 1)/xi.
+    """
     s = (xi - 1) / xi
     return float((sigma2 + s + np.sqrt(4 * sigma2 + (sigma2 - s) ** 2)) / 4)
 
