@@ -129,7 +129,7 @@ def _each(name: str, value: float | Sequence[float], tasks: int) -> np.ndarray:
 
 
 def merged_rate(loss: Loss, params: Weights) -> Weights:
-    """d omega_hi / dt = -(1/d_i) dloss/d omega_hi, d mu_hi / dt = -dloss/d mu_hi: merged matrices, which hold omega_hi d_i times."""
+    """d omega_hi / dt = -(1/d_i) dloss/d omega_hi, d mu_hi / dt = -dloss/d mu_hi: a merged matrix holds omega_hi d_i times."""
     slope = jax.grad(loss.loss)(params)
     return {"omega": -slope["omega"] / jnp.asarray(loss.sizes)[None], "mu": -slope["mu"]}
 
