@@ -91,7 +91,7 @@ def single_head(N: float, d: float, sigma2: float) -> tuple[float, float, float]
 
 
 def two_heads(N: float, d: float, sigma2: float) -> tuple[float, float]:
-    """(2 m w, loss) in the valley omega = (w, -w), mu = (m, -m), w -> 0: 2 m w = 1/(1 + (1 + sigma2) d/N) = 1 + sigma2 - 2 loss."""
+    """(2 m w, loss) in the valley omega = (w, -w), mu = (m, -m), w -> 0: 2 m w = 1/(1 + phi d/N) = phi - 2 loss."""
     gain = 1 / (1 + (1 + sigma2) * d / N)
     return gain, 0.5 * (1 + sigma2 - gain)
 
