@@ -7,7 +7,7 @@ diagonal, mu_hi: a warm-up, in which little happens, the emergence of one head f
 - Online SGD beside the exact flow of (omega, mu) at finite L (`attention_manifold`), and beside the published approximation
   for long prompts (`attention_spectrum`).
 - Random starts: which task each head takes, seed by seed beside its own exact flow.
-- Warm-up: keys, queries, values and outputs apart, balanced and small, take t = d_i / (2 scale mu_0), inversely in the start mu_0.
+- Warm-up: keys, queries, values and outputs apart, balanced and small, take t = d_i / (2 scale mu_0), inversely in their mu_0.
 - One head for all tasks is strictly worse.
 
 Conventions: loss 1/2 sum_i (y_qi - yhat_i)^2 with noisy y_q, t = lr x steps; beta_i ~ N(0, I/d_i). The paper has no 1/2, averages
@@ -214,9 +214,9 @@ def _start(model, blocks):
 
 
 def _factors(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Entries (H, I) of keys and queries, and of values and outputs, for mu_0 = 1: omega d = scale mu, head h on task h."""
-    own = np.eye(config.dy)
-    return own / np.sqrt(_blocks(config)), own
+    """Entries (H, I) of keys and queries, and of values and outputs, for mu_0 = 1: omega = (scale/d + phi/L) mu, head h on task h."""
+    own, scale = np.eye(config.dy), (config.dx + config.dy) ** -0.5
+    return own * np.sqrt(1 / np.array(_blocks(config)) + (1 + config.sigma2) / (scale * config.L)), own
 
 
 def _warm_up(config: Config, start: float) -> float:
@@ -272,12 +272,16 @@ def _warm(config: Config, exact, t: np.ndarray):
     keys, values = (size * a for a in _factors(config))
     start = {"k": keys, "q": keys.copy(), "o": values, "v": values.copy()}
     field = Partial(ic.attention_manifold.separate_rate, exact, np.float64(scale))
-    measures = {name: Partial(_product, np.float64(scale), name) for name in DIMS}
+    measures = {"omega": Partial(_omega, np.float64(scale)), "mu": _mu}
     return ic.flow(field, start, t, measures=measures, dims=DIMS, rtol=1e-5, many=True)
 
 
-def _product(scale, name: str, params):
-    return ic.attention_manifold.products(scale, params)[name]
+def _omega(scale, params):
+    return ic.attention_manifold.products(scale, params)["omega"]
+
+
+def _mu(params):
+    return params["o"] * params["v"]
 
 
 def _starts(config: Config, seeds: int) -> dict[str, np.ndarray]:

@@ -99,8 +99,8 @@ def two_heads(N: float, d: float, sigma2: float) -> tuple[float, float]:
 def warm_up(d: float, scale: float, start: float) -> float:
     """t ~ d / (2 scale mu_0), when small balanced keys, queries, values and outputs (k = q, o = v) leave their start mu_0 = o v.
 
-    d omega / dt = 2 scale omega mu / d and d mu / dt = 2 mu omega, so that omega = scale mu / d and 1/mu falls by 2 scale t / d:
-    they run away. Half of that time for the loss without 1/2.
+    d omega / dt = 2 scale omega mu / d and d mu / dt = 2 mu (omega - phi mu / N) run away along omega = (scale/d + phi/N) mu, on
+    which 1/mu falls by 2 scale t / d; from elsewhere they first go there. Half of that time for the loss without 1/2.
     """
     return d / (2 * scale * start)
 

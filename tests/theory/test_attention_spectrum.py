@@ -116,13 +116,13 @@ def test_the_published_flows_pass_the_numbers_of_the_notes():
 
 
 def test_the_warm_up_ends_where_weak_weights_run_away():
-    d, scale, start = 3.0, 0.4, 1e-2
+    d, scale, start, least = 3.0, 0.4, 1e-2, 0.05  # least: phi / N
     t = spectrum.warm_up(d, scale, start)
 
     def rate(_, y):
-        return [2 * scale * y[0] * y[1] / d, 2 * y[0] * y[1]]
+        return [2 * scale * y[0] * y[1] / d, 2 * y[1] * (y[0] - least * y[1])]
 
-    y = integrate.solve_ivp(rate, (0, 0.9 * t), [scale * start / d, start], rtol=1e-9, atol=1e-14).y[:, -1]
+    y = integrate.solve_ivp(rate, (0, 0.9 * t), [(scale / d + least) * start, start], rtol=1e-9, atol=1e-14).y[:, -1]
     assert y[1] == pytest.approx(10 * start, rel=1e-5)  # 1/mu falls in proportion to the time left
 
 
