@@ -50,15 +50,15 @@ def _slopes(P: Array, Q: Array, z: Array, x_q: Array, y_q: Array) -> tuple[Array
     """The loss and its gradients by P (H, O, n) and Q (H, n, D), for z (n, N, B), x_q (D, B) and y_q (O, B)."""
     n, N, B = z.shape
     u = jnp.einsum("hak,kb->hab", Q, x_q)
-    logits = _add(u[:, a, None] * z[a] for a in range(n))  # (H, N, B)
+    logits = _add(u[:, a, None] * z[a][None] for a in range(n))  # (H, N, B)
     a = _stored(jnp.exp(logits - functools.reduce(jnp.maximum, [logits[:, m, None] for m in range(N)])))
     one_over_sum = 1 / _add(a[:, m] for m in range(N))  # (H, B)
-    s = _add(a[:, m, None] * z[:, m] for m in range(N)) * one_over_sum[:, None]  # (H, n, B)
+    s = _add(a[:, m, None] * z[None, :, m] for m in range(N)) * one_over_sum[:, None]  # (H, n, B)
     error = jnp.einsum("hoa,hab->ob", P, s) - y_q
     back = jnp.einsum("hoa,ob->hab", P, error)
-    along = _add(back[:, a, None] * z[a] for a in range(n)) - jnp.sum(back * s, axis=1)[:, None]  # (H, N, B)
+    along = _add(back[:, a, None] * z[a][None] for a in range(n)) - jnp.sum(back * s, axis=1)[:, None]  # (H, N, B)
     c = _stored(a * one_over_sum[:, None] * along)
-    moved = _add(c[:, m, None] * z[:, m] for m in range(N))
+    moved = _add(c[:, m, None] * z[None, :, m] for m in range(N))
     slopes = jnp.einsum("ob,hab->hoa", error, s) / B, jnp.einsum("hab,kb->hak", moved, x_q) / B
     return jnp.sum(error**2) / (2 * B), slopes
 

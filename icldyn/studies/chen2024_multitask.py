@@ -214,7 +214,7 @@ def _start(model, blocks):
 
 
 def _factors(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Entries (H, I) of keys and queries, and of values and outputs, for mu_0 = 1: omega = (scale/d + phi/L) mu, head h on task h."""
+    """Entries (H, I) of keys and queries, and of values and outputs, for mu_0 = 1: omega = (scale/d + phi/L) mu."""
     own, scale = np.eye(config.dy), (config.dx + config.dy) ** -0.5
     return own * np.sqrt(1 / np.array(_blocks(config)) + (1 + config.sigma2) / (scale * config.L)), own
 

@@ -108,7 +108,7 @@ def warm_up(d: float, scale: float, start: float) -> float:
 def _kernel(omega: Array, sizes: ArrayLike, sigma2: ArrayLike, N: ArrayLike) -> Array:
     """omega_hi omega_ki + (phi_i/N) E_hk, (H, H, I)."""
     E = jnp.exp(jnp.einsum("hj,kj,j->hk", omega, omega, jnp.asarray(sizes)))
-    return omega[:, None] * omega[None] + (1 + jnp.asarray(sigma2)) / jnp.asarray(N) * E[:, :, None]
+    return omega[:, None] * omega[None] + E[:, :, None] * (1 + jnp.asarray(sigma2))[None, None] / jnp.asarray(N)
 
 
 def _settings(N: int, sizes: ArrayLike, sigma2: float | ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,17 +6,12 @@ import icldyn as ic
 from icldyn.models import softmax_attention as softmax
 from icldyn.objectives.prompts import Sampled
 
-D, N, B = 3, 4, 7
+D, N, B = 3, 2, 5
 
 
 @pytest.mark.parametrize(
     ("sizes", "settings"),
-    [
-        ((3,), {}),
-        ((2, 1), {"O": 2}),
-        ((2, 1), {"O": 2, "R": 2, "scale": 0.5, "values_apart": True}),
-        ((3,), {"R": 4, "values_apart": True}),
-    ],
+    [((3,), {}), ((2, 1), {"O": 2}), ((2, 1), {"O": 2, "R": 2, "scale": 0.5, "values_apart": True})],
 )
 def test_the_gradient_by_hand_is_that_of_autodiff_on_the_same_prompts(sizes, settings):
     task = ic.block_regression(N, ic.disjoint(sizes), sigma2=0.3)
@@ -35,7 +30,7 @@ def test_large_logits_do_not_overflow():
     task = ic.block_regression(N, ic.disjoint((D,)))
     model = softmax.softmax_attention(D, 1, query_attends_itself=False)
     params = softmax.manifold(model, task.blocks, np.ones((1, 1)), np.ones((1, 1)))(jax.random.key(0), np.float64(1e5))
-    assert np.isfinite(ic.attended(task, model, B).loss(params, jax.random.key(1)))
+    assert np.isfinite(jax.jit(ic.attended(task, model, B).loss)(params, jax.random.key(1)))
 
 
 @pytest.mark.parametrize(
