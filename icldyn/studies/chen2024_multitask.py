@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from icldyn.study import Trajectories
 
 START = {"omega": 0.01, "mu": 0.02, "own": 0.01}  # everywhere; head h has `own` more of mu on task h
-NOTES = {"sizes": (4, 4, 4), "L": 40, "sigma2": 0.1, "lr": 0.1, "batch": 4096, "t_end": 80.0}  # of the run `instance`
+NOTES = {"sizes": (4, 4, 4), "L": 40, "sigma2": 0.1, "lr": 0.1, "t_end": 80.0}  # of the run `instance`
 NOTES_ENDS = {  # step: omega, mu on the diagonal, of the exact and of the published flow
     200: ((0.626, 1.180), (0.561, 1.252)),
     400: ((0.580, 1.429), (0.472, 1.611)),
@@ -57,7 +57,9 @@ class Config:
     warm_seeds: int = 64
     """Seeds of the runs with keys, queries, values and outputs apart, for every start."""
     instance_seeds: int = 8
-    """Seeds of the run with three tasks of 4, L = 40 and 4,096 prompts a step; 0 leaves it out."""
+    """Seeds of the run with three tasks of 4 and L = 40; 0 leaves it out."""
+    instance_batch: int = 2048
+    """Prompts a step of that run: SGD is behind the flow by their inverse, 1% at 2,048."""
     dx: int = 6
     """Input dimension, cut into dy blocks."""
     dy: int = 2
@@ -88,8 +90,8 @@ SCALES = {
     ),
     "laptop": Config(),
     "paper": Config(
-        seeds=10_000, flows=128, warm_seeds=512, instance_seeds=64, dx=50, dy=3, L=100, lrs=(0.02, 0.01), batch=10_000,
-        t_end=60.0, draws=16_384,
+        seeds=10_000, flows=128, warm_seeds=512, instance_seeds=64, instance_batch=4096, dx=50, dy=3, L=100,
+        lrs=(0.02, 0.01), batch=10_000, t_end=60.0, draws=16_384,
     ),
 }  # fmt: skip
 
@@ -98,6 +100,7 @@ SIZES = {
     "flows": (2, 10**4),
     "warm_seeds": (2, 10**8),
     "instance_seeds": (0, 10**6),
+    "instance_batch": (1, 2**20),
     "dx": (2, 1000),
     "dy": (2, 16),
     "L": (2, 1000),
@@ -170,7 +173,7 @@ def experiments(config: Config) -> dict[str, Any]:
         settings = {name: NOTES[name] for name in ("lr", "t_end")}
         model = _merged(task, len(task.blocks))
         out["instance"] = ic.Experiment(
-            ic.attended(task, model, NOTES["batch"]), _start(model, task.blocks), seeds=config.instance_seeds,
+            ic.attended(task, model, config.instance_batch), _start(model, task.blocks), seeds=config.instance_seeds,
             measures=_measures(model, task.blocks), records=33, dims=DIMS, **settings,
         )  # fmt: skip
     return out
@@ -372,7 +375,7 @@ def _instance_claims(seeds: Trajectories, theory: Trajectories, claim) -> None:
             found = (mean[name][k] / flow, flow / wanted, _parts(spectral[name][k])[0] / published)
             for held, ratio in zip(apart.values(), found, strict=True):
                 held.append(abs(ratio - 1))
-    for (sentence, held), high in zip(apart.items(), (0.02, 0.02, 4e-3), strict=True):  # the notes: three digits
+    for (sentence, held), high in zip(apart.items(), (0.03, 0.02, 4e-3), strict=True):  # the notes: three digits
         claim(f"Instance at steps 200, 400 and 800: {sentence} (relative, diagonal)", max(held), high=high, gap=True)
     other = _parts(exact["mu"])[1]
     k = int(np.argmax((other[:-1] > 0) & (other[1:] <= 0)))
