@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -11,6 +12,9 @@ from ..models.linear_attention import Params
 from ..models.softmax_attention import SoftmaxAttention
 from ..struct import static, struct
 from ..tasks.block_regression import BlockRegression
+
+
+PIECE = 128  # prompts at a time, which fit the caches
 
 
 @struct
@@ -36,9 +40,16 @@ class Attended:
 
     def loss(self, params: Params, key: Array) -> Array:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
-        z, x_q, y_q = self.task.prompts_last(key, self.batch)
         fixed = lax.stop_gradient(params)
-        value, slopes = _slopes(self.model.value(fixed), self.model.key_query(fixed), _stored(z), x_q, y_q)
+        P, Q = self.model.value(fixed), self.model.key_query(fixed)
+        pieces = self.batch // PIECE if self.batch % PIECE == 0 else 1
+
+        def piece(key):
+            z, x_q, y_q = self.task.prompts_last(key, self.batch // pieces)
+            return _slopes(P, Q, _stored(z), x_q, y_q)
+
+        keys = jax.random.split(key, pieces) if pieces > 1 else key[None]
+        value, slopes = jax.tree.map(lambda a: jnp.mean(a, axis=0), lax.map(piece, keys))
         linear = sum(
             jnp.sum(w * slope)
             for w, slope in zip((self.model.value(params), self.model.key_query(params)), slopes, strict=True)

@@ -4,6 +4,7 @@ import pytest
 
 import icldyn as ic
 from icldyn.models import softmax_attention as softmax
+from icldyn.objectives import attended
 from icldyn.objectives.prompts import Sampled
 
 D, N, B = 3, 2, 5
@@ -24,6 +25,16 @@ def test_the_gradient_by_hand_is_that_of_autodiff_on_the_same_prompts(sizes, set
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-12)
     for name, slope in wanted[1].items():
         np.testing.assert_allclose(found[1][name], slope, rtol=1e-9, atol=1e-12)  # round-off
+
+
+def test_a_large_batch_is_the_mean_of_its_pieces():
+    task = ic.block_regression(N, ic.disjoint((D,)))
+    model = softmax.softmax_attention(D, 1, query_attends_itself=False)
+    params = softmax.uniform(model)(jax.random.key(0), np.float64(1.0))
+    whole = jax.jit(ic.attended(task, model, 2 * attended.PIECE).loss)(params, jax.random.key(1))
+    piece = jax.jit(ic.attended(task, model, attended.PIECE).loss)
+    halves = [piece(params, key) for key in jax.random.split(jax.random.key(1))]
+    np.testing.assert_allclose(whole, np.mean(halves), rtol=1e-12)  # round-off
 
 
 def test_large_logits_do_not_overflow():
