@@ -13,7 +13,6 @@ from ..models.softmax_attention import SoftmaxAttention
 from ..struct import static, struct
 from ..tasks.block_regression import BlockRegression
 
-
 PIECE = 128  # prompts at a time, which fit the caches
 
 
