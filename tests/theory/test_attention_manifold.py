@@ -124,8 +124,9 @@ def test_the_exact_flow_of_three_tasks_passes_the_numbers_of_the_notes():
     t = 0.1 * np.array([0, 100, 200, 300, 400, 800, 1200])  # twice theirs
     omega, mu = solved(exact, start, t)
     ends = (np.einsum("thh->th", part)[[2, 4, 5]].mean(1) for part in (omega, mu))
-    for found, wanted in zip(ends, ((0.626, 0.580, 0.363), (1.180, 1.429, 1.719)), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=0.03)  # 1,024 draws
+    # the valley is flat, so that other scrambles of 1,024 draws move the last omega by 4%
+    for found, wanted, rtol in zip(ends, ((0.626, 0.580, 0.363), (1.180, 1.429, 1.719)), (0.06, 0.025), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=rtol)
     losses = [2 * exact.loss({"omega": omega[k], "mu": mu[k]}) for k in (0, 1, 3, 6)]
     np.testing.assert_allclose(losses, (3.27, 1.70, 1.06, 0.84), rtol=0.015)
     assert mu[2, 0, 1] > 0 > mu[3, 0, 1]  # it changes sign near step 230
