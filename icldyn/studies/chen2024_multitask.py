@@ -542,16 +542,11 @@ def _figure_allocation(config: Config, seeds: Trajectories, theory: Trajectories
         title="(e) heads at the end", xlabel=r"$\mu_{h1}$", ylabel=r"$\mu_{h2}$", ylim=(low, high + 0.35 * (high - low))
     )
     left.legend(loc="upper center", ncol=3, columnspacing=0.8, handletextpad=0.2)
-    picks, codes = {"SGD": _picks(ends), "exact flow": _picks(flows)}, _codes(config.dy)
-    for k, (name, picked) in enumerate(picks.items()):
-        shares = [(picked == code).all(1).mean() for code in codes]
-        middle.bar(
-            np.arange(len(codes)) + 0.4 * k - 0.2,
-            shares,
-            0.38,
-            color=("C0", "0.3")[k],
-            label=f"{name}, {len(picked):,} seeds",
-        )
+    codes, some = _codes(config.dy), len(flows)
+    picks = {f"SGD, {len(ends):,} seeds": ends, f"SGD, first {some}": ends[:some], "their exact flows": flows}
+    for k, (name, mu) in enumerate(picks.items()):
+        shares = [(_picks(mu) == code).all(1).mean() for code in codes]
+        middle.bar(np.arange(len(codes)) + 0.28 * (k - 1), shares, 0.26, color=("C0", "C2", "0.3")[k], label=name)
     names = ["".join(str(i + 1) for i in code) for code in codes]
     middle.set_xticks(range(len(codes)), names)
     middle.set(
