@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
     from .engine.spread import spread as spread
+    from .measures import head_coordinates as head_coordinates
     from .measures import modes as modes
     from .measures import which_mode as which_mode
     from .models import deep_attention as deep_attention
     from .models import heads as heads
     from .models import looped_attention as looped_attention
+    from .models import softmax_attention as softmax_attention
     from .models.encoder import encoder as encoder
     from .models.encoder import encoder_flops as encoder_flops
     from .models.heads import merged as merged
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
+    from .objectives.attended import attended as attended
     from .objectives.tokens import token_encoder as token_encoder
     from .objectives.tokens import token_population as token_population
     from .objectives.tokens import token_sampled as token_sampled
@@ -45,10 +48,15 @@ if TYPE_CHECKING:
     from .study import Claim as Claim
     from .study import Study as Study
     from .study import study_names as study_names
+    from .tasks.block_regression import block_regression as block_regression
+    from .tasks.block_regression import disjoint as disjoint
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
     from .tasks.representations import representations as representations
+    from .theory import attention_manifold as attention_manifold
+    from .theory import attention_spectrum as attention_spectrum
+    from .theory import context_regression as context_regression
     from .theory import descent_steps as descent_steps
     from .theory import dictionary_attention as dictionary_attention
     from .theory import finite_pool as finite_pool
@@ -70,10 +78,16 @@ _HOME = {
     "Study": "study",
     "Trajectory": "trajectory",
     "aligned": "models.linear_attention",
+    "attended": "objectives.attended",
+    "attention_manifold": "theory",
+    "attention_spectrum": "theory",
+    "block_regression": "tasks.block_regression",
+    "context_regression": "theory",
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
     "dictionary_attention": "theory",
+    "disjoint": "tasks.block_regression",
     "encoder": "models.encoder",
     "encoder_flops": "models.encoder",
     "ensemble": "engine.ensemble",
@@ -84,6 +98,7 @@ _HOME = {
     "given": "models.linear_attention",
     "gradient_flow": "engine.flow",
     "gradient_noise": "theory",
+    "head_coordinates": "measures",
     "heads": "models",
     "initial_params": "engine.ensemble",
     "isotropic": "tasks.linear_regression",
@@ -106,6 +121,7 @@ _HOME = {
     "saddles": "theory",
     "sampled": "objectives",
     "separate": "models.heads",
+    "softmax_attention": "models",
     "spread": "engine.spread",
     "statistics": "objectives",
     "study_names": "study",

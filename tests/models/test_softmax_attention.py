@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icldyn import BadArgument
-from icldyn.models.softmax_attention import softmax_attention
+from icldyn.models.softmax_attention import softmax_attention, uniform
 
 D, H, R, N, B = 3, 2, 2, 5, 4
 
@@ -60,6 +60,34 @@ def test_weak_softmax_attention_is_linear_attention_on_centred_tokens(rng):
         z = np.concatenate([np.concatenate([x[b], y[b]], axis=1), [[*x_q[b], 0.0]]])
         cov = np.cov(z.T, bias=True)
         assert np.isclose(slope[b, 0], sum(v[h] @ cov @ U[h] @ x_q[b] for h in range(H)), rtol=1e-10)  # round-off
+
+
+def test_many_labels_and_factors_of_values_are_those_of_their_products(rng):
+    x, x_q, y = rng.normal(size=(B, N, D)), rng.normal(size=(B, D)), rng.normal(size=(B, N, 2))
+    n, scale = D + 2, 0.3
+    K, Q, V, O = (rng.normal(size=(H, *shape)) for shape in ((R, n), (R, D), (n, n), (2, n)))  # noqa: E741
+    model = softmax_attention(D, H, R, O=2, scale=scale, values_apart=True, query_attends_itself=False)
+    found = model.apply({"K": K, "Q": Q, "V": V, "O": O}, x, y, x_q)
+    for o in range(2):  # a label that no head reads may be any
+        total = 0.0
+        for h in range(H):
+            logits = scale * np.concatenate([x, y], axis=2) @ K[h].T @ Q[h] @ x_q[:, :, None]
+            weights = np.exp(logits[..., 0]) / np.exp(logits[..., 0]).sum(1, keepdims=True)
+            total += np.einsum("bn,bna,a->b", weights, np.concatenate([x, y], axis=2), (O[h] @ V[h])[o])
+        np.testing.assert_allclose(found[:, o], total, rtol=1e-12)  # round-off
+
+
+def test_uniform_weights_fill_their_bound():
+    model = softmax_attention(D, H, R, values_apart=True)
+    params = uniform(model)(jax.random.key(0), np.float64(1.0))
+    assert {name: w.shape for name, w in params.items()} == model.shapes
+    largest = max(np.abs(w).max() for w in params.values())
+    assert 0.45 < largest <= (D + 1) ** -0.5
+
+
+def test_a_scale_of_merged_matrices_is_refused():
+    with pytest.raises(BadArgument, match="Argument `scale` must be 1 for merged"):
+        softmax_attention(D, H, scale=0.5)
 
 
 def test_large_logits_do_not_overflow(rng):
