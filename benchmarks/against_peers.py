@@ -3,11 +3,14 @@
 Merged linear attention with H heads, all blocks trained, of yedizhang/linattn-icl, written anew from the equations:
 
 - full batch: D = 4, N = 31, 5,000 fixed prompts, gradient descent on all of them;
-- online: D = 8, N = 31, 256 fresh prompts a step, for every seed its own, or one stream shared by all seeds.
+- online: D = 8, N = 31, 256 fresh prompts a step, for every seed its own, or one stream shared by all seeds;
+- softmax: the same online training with softmax over the context, the query not among its keys, N(0, I) inputs;
+- dictionary: softmax attention over a dictionary (Yang et al. 2024), the exact loss against 256 tasks a step.
 
 Peers: a plain PyTorch loop over steps of one seed (every token's output computed, as in that code), ensembles by torch.func (only
-the query's output), the same in plain JAX, as a Python loop and as vmap over a scan. icldyn: `dataset` and `statistics`, through
-`icldyn.ensemble`, with all blocks, and with zero blocks (what the theory describes: h^T A x_q; same law while they stay zero).
+the query's output), the same in plain JAX, as a Python loop and as vmap over a scan. icldyn: `dataset`, `statistics` and, for
+softmax, `attended`, through `icldyn.ensemble`; with linear attention with all blocks, and with zero blocks (what the theory
+describes: h^T A x_q; same law while they stay zero).
 
 One process, repeats interleaved, medians; the unit is optimiser steps of one seed per CPU-second (all threads of the process).
 Each kernel's share of two ceilings of the machine is measured beside it: the floating-point rate of a large matrix product
@@ -43,6 +46,7 @@ H, N, P, B = 8, 31, 5000, 256
 LR, SCALE = 1e-3, 0.1
 S_FULL, S_OWN, S_SHARED = 2048, 16, 1024
 PROMISED = {"full batch": 3e6, "online": 450.0, "online over torch.func": 25.0, "shared": 3500.0}
+PROMISED_SOFTMAX = {"PyTorch, one seed": 60.0, "the best torch.func": 5.0, "JAX vmap + scan, all tokens, S = 16": 70.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +226,66 @@ def online(settings: Settings) -> dict[str, Row]:
     return rows
 
 
+def softmax(settings: Settings) -> dict[str, Row]:
+    """Fresh prompts, softmax attention."""
+    D, ones = 8, np.ones(8, np.float32)
+    weights, draw = start(D, 16), functools.partial(_fresh, jnp.asarray(ones))
+    one = {k: torch.tensor(w[0]) for k, w in weights.items()}
+    model = ic.softmax_attention.softmax_attention(D, H, query_attends_itself=False)
+    objective = ic.attended(ic.block_regression(N, [range(D)], size=1.0), model, B)
+    check_softmax(one, weights, objective)
+
+    def one_batch(_: int) -> Any:
+        return torch_heads.fresh(torch.ones(D), B, N)
+
+    def many_batches(S: int) -> Callable[[int], Any]:
+        def batch(_: int) -> Any:
+            z, y = torch_heads.fresh(torch.ones(D), S * B, N)
+            return z.reshape(S, B, N + 1, D + 1), y.reshape(S, B)
+
+        return batch
+
+    def jax_many(steps: int, answer: Any) -> Any:
+        keys = jax.random.split(jax.random.key(0), 16)
+        return jax.block_until_ready(jax_heads.ensemble(answer, draw, steps, weights, keys, LR))
+
+    t, rows = settings.seconds, {}
+    loop = functools.partial(torch_heads.loop, answer=torch_heads.softmax_all_tokens)
+    rows["PyTorch, one seed"] = Row(*by_count(lambda n: loop(one, n, LR, one_batch), t, 1))
+    for S in (1, 16):
+        stacked = {k: torch.tensor(w[:S]) for k, w in weights.items()}
+        call = functools.partial(_torch_many, stacked, many_batches(S), False, answer=torch_heads.softmax_query_only)
+        rows[f"torch.func, query only, S = {S}"] = Row(*by_count(call, t, S))
+    for name, answer in (("all tokens", jax_heads.softmax_all_tokens), ("query only", jax_heads.softmax_query_only)):
+        call = functools.partial(jax_many, answer=answer)
+        rows[f"JAX vmap + scan, {name}, S = 16"] = Row(*by_count(call, t, 16))
+    products = 2.0 * B * H * (D + 1) * (4 * N + 3 * D)  # logits, tokens seen, and both ways back; queries
+    init = ours_softmax(model, weights, None)
+    for name, descended in (("attended", objective), ("sampled", ic.sampled(objective.task, model, B))):
+        drawn = float(B * (N * (D + 1) + 2 * D + 1))
+        rows[f"icldyn {name}"] = Row(
+            *by_count(functools.partial(trained, descended, init, S_OWN), t, S_OWN), products, drawn
+        )
+    return rows
+
+
+def ours_softmax(model: Any, weights: dict[str, np.ndarray], seed: int | None) -> Any:
+    """The peers' weights of one seed as an initialiser, or small Gaussian ones."""
+    if seed is None:
+        return ic.heads.gaussian(model)
+    v, U = weights["value"][seed, :, -1], weights["key_query"][seed, :, :-1].swapaxes(1, 2)
+    return ic.heads.given(model, v=v, U=U)
+
+
+def dictionary(settings: Settings, N: int, K: int, d: int, m: int, H: int) -> dict[str, Row]:
+    """The exact loss over a dictionary against its sampled one."""
+    objective, rows = ic.token_population(ic.representations(N, K=K, d=d, m=m, tau=0.01), H), {}
+    for name, descended in (("256 tasks a step", ic.token_sampled(objective.task, H, 256)), ("exact loss", objective)):
+        call = functools.partial(trained, descended, objective.start, S_OWN)
+        rows[name] = Row(*by_count(call, settings.seconds, S_OWN))
+    return rows
+
+
 def _same(z: jax.Array, y: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
     return z, y
 
@@ -230,8 +294,8 @@ def _fresh(s: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
     return jax_heads.fresh(key, s, B, N)
 
 
-def _torch_many(weights: Any, batch: Any, shared: bool, steps: int) -> Any:
-    return torch_heads.ensemble(weights, steps, LR, batch, shared)
+def _torch_many(weights: Any, batch: Any, shared: bool, steps: int, answer: Any = torch_heads.query_only) -> Any:
+    return torch_heads.ensemble(weights, steps, LR, batch, shared, answer)
 
 
 def check_full_batch(one: Any, weights: Any, fixed: Any, objective: Any) -> None:
@@ -266,6 +330,23 @@ def check_online(task: Any, weights: Any, eigen: Any) -> None:
         raise SystemExit("They do not train the same.")
 
 
+def check_softmax(one: Any, weights: Any, objective: Any) -> None:
+    """Batch losses of steps 100 to 200 at a large rate, PyTorch against icldyn, from the same weights."""
+    steps, lr, S = 200, 0.02, 64
+    torch.manual_seed(0)
+    loop = functools.partial(torch_heads.loop, answer=torch_heads.softmax_all_tokens)
+    draw = torch_heads.fresh
+    theirs = np.array([np.mean(loop(one, steps, lr, lambda _: draw(torch.ones(8), B, N))[100:]) for _ in range(8)])
+    settings = {"seeds": S, "lr": 2 * lr, "steps": steps, "records": steps + 1}
+    run = ic.ensemble(objective, ours_softmax(objective.model, weights, 0), **settings)
+    losses = 2 * run["loss"][:, 100:200].mean(1)
+    error = np.hypot(theirs.std(ddof=1) / len(theirs) ** 0.5, losses.std() / S**0.5)
+    apart = abs(theirs.mean() - losses.mean()) / error
+    print(f"Softmax: mean losses {theirs.mean():.4f} and {losses.mean():.4f}, {apart:.1f} standard errors apart.")
+    if apart > 4:
+        raise SystemExit("They do not train the same.")
+
+
 def ceilings() -> dict[str, Row]:
     """A large matrix product, and standard normals."""
     a = jnp.ones((2048, 2048))
@@ -286,7 +367,7 @@ def ceilings() -> dict[str, Row]:
 def shown(title: str, rows: dict[str, Row], found: dict[str, Timing], ceiling: dict[str, float]) -> dict[str, float]:
     """Print a table; returns seed-steps per CPU-second by name."""
     rate = {name: rows[name].seed_steps / (t.seconds * t.cores) for name, t in found.items()}
-    base, out = rate["PyTorch, one seed"], []
+    base, out = rate[next(iter(rate))], []
     for name, t in found.items():
         flop = rows[name].flop * rate[name] / ceiling["floating point"]
         drawn = rows[name].normals * rate[name] / ceiling["normals"]
@@ -294,7 +375,7 @@ def shown(title: str, rows: dict[str, Row], found: dict[str, Timing], ceiling: d
         out.append(
             (name, figures(rate[name]), figures(rate[name] / base), *shares, f"{t.cores:.1f}", f"{t.spread:.0%}")
         )
-    header = (title, "seed-steps per CPU-s", "over PyTorch", "of FLOP/s", "of normals/s", "cores", "spread")
+    header = (title, "seed-steps per CPU-s", "over the first", "of FLOP/s", "of normals/s", "cores", "spread")
     print(f"\n{table(header, out)}")
     return rate
 
@@ -304,7 +385,10 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(settings, repeats=3, seconds=0.3)
     torch.set_num_threads(1)  # more threads only lower its steps per CPU-second
     print(machine(), f"\nPyTorch {torch.__version__}, 1 thread\n")
-    groups = {"full batch": full_batch(settings), "online": online(settings), "ceilings": ceilings()}
+    groups = {"full batch": full_batch(settings), "online": online(settings), "softmax": softmax(settings)}
+    for sizes in ((8, 48, 24, 5, 16), (30, 200, 100, 20, 64)):  # a quarter of the paper's, and those
+        groups[f"dictionary, N = {sizes[0]}, H = {sizes[-1]}"] = dictionary(settings, *sizes)
+    groups["ceilings"] = ceilings()
     for row in groups["ceilings"].values():
         row.call()
     runs = {(g, name): row.call for g, rows in groups.items() for name, row in rows.items()}
@@ -314,7 +398,7 @@ def main(settings: Settings) -> None:
         name: max(row.flop, row.normals) / (found["ceilings"][name].seconds * found["ceilings"][name].cores)
         for name, row in groups["ceilings"].items()
     }
-    rates = {g: shown(g, groups[g], found[g], ceiling) for g in ("full batch", "online")}
+    rates = {g: shown(g, groups[g], found[g], ceiling) for g in groups if g != "ceilings"}
     print(f"\nCeilings per CPU-second: {ceiling['floating point']:.3g} FLOP, {ceiling['normals']:.3g} normals.")
     full, on = rates["full batch"], rates["online"]
     best = max(v for k, v in on.items() if k.startswith("torch.func"))
@@ -328,6 +412,12 @@ def main(settings: Settings) -> None:
         for name, ratio in reached.items():
             mark = "reached" if ratio >= PROMISED[name] else "missed"
             print(f"{blocks} blocks, {name}: {figures(ratio)} times (target {PROMISED[name]:,.0f}): {mark}")
+    soft = rates["softmax"]
+    peers = {"the best torch.func": max(v for k, v in soft.items() if k.startswith("torch.func"))} | soft
+    for name, promised in PROMISED_SOFTMAX.items():
+        ratio = soft["icldyn attended"] / peers[name]
+        mark = "reached" if ratio >= promised else "missed"
+        print(f"softmax over {name}: {figures(ratio)} times (target {promised:g}): {mark}")
     if settings.json is not None:
         told = {"machine": machine(), "ceilings": ceiling, "seed_steps_per_cpu_second": rates}
         settings.json.write_text(json.dumps(told, indent=1) + "\n")

@@ -18,6 +18,18 @@ def query_only(weights, z):
     return jnp.einsum("phn,pnj,hj->p", scores, z, weights["value"][:, -1])
 
 
+def softmax_all_tokens(weights, z):
+    """The query's answer of softmax attention to the context, every token's output computed."""
+    scores = jax.nn.softmax(jnp.einsum("pmi,hij,pnj->phmn", z, weights["key_query"], z[:, :-1]))
+    return jnp.einsum("phmn,pnj,hij->pmi", scores, z[:, :-1], weights["value"])[:, -1, -1]
+
+
+def softmax_query_only(weights, z):
+    """The same number from the query's row alone."""
+    scores = jax.nn.softmax(jnp.einsum("pi,hij,pnj->phn", z[:, -1], weights["key_query"], z[:, :-1]))
+    return jnp.einsum("phn,pnj,hj->p", scores, z[:, :-1], weights["value"][:, -1])
+
+
 def fresh(key, s, batch, N):
     """Tokens (B, N+1, D+1) and labels (B,) of new prompts."""
     key_x, key_w = jax.random.split(key)

@@ -1,7 +1,8 @@
-"""Merged linear attention of H heads in PyTorch: one seed in a Python loop, and an ensemble by torch.func.
+"""Merged attention of H heads in PyTorch, linear and softmax: one seed in a Python loop, and an ensemble by torch.func.
 
 Weights are "value" and "key_query" (H, D+1, D+1). Tokens z (P, N+1, D+1), the query last, its label 0; logits of head h are
-z_q^T M_h z_m without softmax, context sums divided by N. The loss is the mean square without the 1/2.
+z_q^T M_h z_m. Linear: sums divided by N, the query its own key. Softmax: over the context. The loss is the mean square without
+the 1/2.
 """
 
 import torch
@@ -22,6 +23,20 @@ def query_only(weights: dict[str, torch.Tensor], z: torch.Tensor) -> torch.Tenso
     return torch.einsum("phn,pnh->p", scores, values)
 
 
+def softmax_all_tokens(weights: dict[str, torch.Tensor], z: torch.Tensor) -> torch.Tensor:
+    """The query's answer of softmax attention to the context, every token's output computed."""
+    scores = torch.einsum("pmi,hij,pnj->phmn", z, weights["key_query"], z[:, :-1]).softmax(-1)
+    out = torch.einsum("phmn,pnj,hij->pmi", scores, z[:, :-1], weights["value"])
+    return out[:, -1, -1]
+
+
+def softmax_query_only(weights: dict[str, torch.Tensor], z: torch.Tensor) -> torch.Tensor:
+    """The same number from the query's row alone."""
+    scores = torch.einsum("pi,hij,pnj->phn", z[:, -1], weights["key_query"], z[:, :-1]).softmax(-1)
+    values = torch.einsum("pnj,hj->pnh", z[:, :-1], weights["value"][:, -1])
+    return torch.einsum("phn,pnh->p", scores, values)
+
+
 def fresh(s: torch.Tensor, batch: int, N: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (B, N+1, D+1) and labels (B,) of new prompts, x ~ N(0, diag s), w ~ N(0, I)."""
     x = torch.randn(batch, N + 1, s.numel()) * s.sqrt()
@@ -31,14 +46,14 @@ def fresh(s: torch.Tensor, batch: int, N: int) -> tuple[torch.Tensor, torch.Tens
     return z, y[:, -1]
 
 
-def loop(weights, steps: int, lr: float, batch) -> list[float]:
+def loop(weights, steps: int, lr: float, batch, answer=all_tokens) -> list[float]:
     """One seed, step by step with torch.optim.SGD; `batch` (step) -> tokens and labels. Returns the losses."""
     weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
     optimiser, losses = torch.optim.SGD(weights.values(), lr=lr), []
     for step in range(steps):
         z, y = batch(step)
         optimiser.zero_grad()
-        loss = ((all_tokens(weights, z) - y) ** 2).mean()
+        loss = ((answer(weights, z) - y) ** 2).mean()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
