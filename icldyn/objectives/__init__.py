@@ -4,6 +4,7 @@
 - `statistics`: the same law of the batch loss without prompts; cost independent of N.
 - `dataset`: a fixed set of prompts, reduced once to sufficient statistics; cost independent of their number and of N.
 - `population`: the exact expectation; ignores its key.
+- `attended.attended`: prompts for softmax attention, with its gradient by hand.
 
 An objective is a pytree: what may be swept (spectrum, noise, and N wherever it is not a shape) is a leaf, so that a new
 value runs the program already compiled. One whose `shared` is true gets the same key in every seed: one stream of data.

@@ -87,9 +87,7 @@ class Config:
 
 
 SCALES = {
-    "smoke": Config(
-        seeds=96, flows=8, warm_seeds=8, instance_seeds=0, dx=4, L=8, t_end=16.0, warm_starts=(0.08, 0.16), draws=2048
-    ),
+    "smoke": Config(seeds=96, flows=8, warm_seeds=8, instance_seeds=0, t_end=16.0, warm_starts=(0.06, 0.16), draws=2048),
     "laptop": Config(),
     "paper": Config(
         seeds=10_000, flows=128, warm_seeds=512, instance_seeds=64, instance_batch=4096, dx=50, dy=3, L=100,
@@ -297,7 +295,9 @@ def _starts(config: Config, seeds: int) -> dict[str, np.ndarray]:
     init = ic.softmax_attention.random_manifold(model, task.blocks)
     params = ic.initial_params(init, seeds=seeds, init_scale=config.spread)
     measures = _measures(model, task.blocks)
-    return {name: np.asarray(jax.vmap(f)(params)) for name, f in measures.items()}
+    with jax.enable_x64(True):
+        params = jax.tree.map(np.float64, params)
+        return {name: np.asarray(jax.vmap(f)(params)) for name, f in measures.items()}
 
 
 def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Claim]:
@@ -431,21 +431,10 @@ def _allocation_claims(config: Config, seeds: Trajectories, theory: Trajectories
 def _warm_claims(config: Config, seeds: Trajectories, theory: Trajectories, claim) -> None:
     starts, times = np.array(config.warm_starts), _warm_times(config, seeds, theory)
     for name, found in times.items():
-        slope = np.polyfit(np.log(1 / starts), np.log(found), 1)[0]
-        claim(f"Warm-up time against 1/mu_0, {name} (slope of logarithms)", slope, 0.85, 1.2)
-    claim(
-        "Warm-up of SGD over that of the exact flow (largest relative difference)",
-        np.abs(times["SGD"] / times["exact flow"] - 1).max(),
-        high=0.1,
-        gap=True,
-    )
-    wanted = np.array([_warm_up(config, mu) for mu in starts])
-    claim(
-        f"Warm-up of the exact flow at mu_0 = {starts[0]:g} over d / (2 scale mu_0)",
-        times["exact flow"][0] / wanted[0],
-        0.8,
-        1.3,
-    )
+        slope = np.polyfit(1 / starts, found, 1)[0] / _warm_up(config, 1.0)
+        claim(f"Warm-up time of {name} against 1/mu_0 (slope over d / (2 scale), 1 as L grows)", slope, 0.9, 1.3)
+    apart = np.abs(times["SGD"] / times["exact flow"] - 1).max()
+    claim("Warm-up of SGD against that of the exact flow (largest relative difference)", apart, high=0.1, gap=True)
 
 
 def _warm_times(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, np.ndarray]:

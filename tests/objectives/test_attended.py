@@ -11,8 +11,7 @@ D, N, B = 3, 2, 5
 
 
 @pytest.mark.parametrize(
-    ("sizes", "settings"),
-    [((3,), {}), ((2, 1), {"O": 2}), ((2, 1), {"O": 2, "R": 2, "scale": 0.5, "values_apart": True})],
+    ("sizes", "settings"), [((3,), {}), ((2, 1), {"O": 2, "R": 2, "scale": 0.5, "values_apart": True})]
 )
 def test_the_gradient_by_hand_is_that_of_autodiff_on_the_same_prompts(sizes, settings):
     task = ic.block_regression(N, ic.disjoint(sizes), sigma2=0.3)
