@@ -32,11 +32,6 @@ class Attended:
     model: SoftmaxAttention
     batch: int = static()
 
-    @property
-    def narrow(self) -> bool:
-        """Whether a CPU's vectors are left to the compiler."""
-        return True
-
     def loss(self, params: Params, key: Array) -> Array:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
         fixed = lax.stop_gradient(params)
