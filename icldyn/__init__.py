@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
     from .objectives import population as population
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
+    from .objectives.sentences import sentences as sentences
+    from .objectives.sentences import word_start as word_start
     from .objectives.tokens import token_population as token_population
     from .objectives.tokens import token_sampled as token_sampled
     from .plot.overlay import overlay as overlay
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from .study import Claim as Claim
     from .study import Study as Study
     from .study import study_names as study_names
+    from .tasks.cooccurrence import cooccurrence as cooccurrence
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from .theory import one_layer as one_layer
     from .theory import ridge_inference as ridge_inference
     from .theory import saddles as saddles
+    from .theory import word_space as word_space
     from .trajectory import Trajectory as Trajectory
 
 _HOME = {
@@ -66,6 +71,7 @@ _HOME = {
     "Study": "study",
     "Trajectory": "trajectory",
     "aligned": "models.linear_attention",
+    "cooccurrence": "tasks.cooccurrence",
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
@@ -98,6 +104,7 @@ _HOME = {
     "ridge_inference": "theory",
     "saddles": "theory",
     "sampled": "objectives",
+    "sentences": "objectives.sentences",
     "separate": "models.heads",
     "spread": "engine.spread",
     "statistics": "objectives",
@@ -106,6 +113,9 @@ _HOME = {
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
     "which_mode": "measures",
+    "word_attention": "models.word_attention",
+    "word_space": "theory",
+    "word_start": "objectives.sentences",
 }
 __all__ = sorted(_HOME)
 
