@@ -76,7 +76,8 @@ def balance(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two ratios of automatic balancing, of sums of g over the types (..., 4).
 
     |sum_2 - sum_3| / min(sum_2, sum_3) and (-sum_1 + sum_2 + sum_3 + sum_4) / (sum_1 - sum_2); for uniform attention and large m
-    the second is (-dG_3/dt) / (dG_1/dt).
+    the second is (-dG_3/dt) / (dG_1/dt). Not finite where a type has no sentences.
     """
     one, two, three, four = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
-    return np.abs(two - three) / np.minimum(two, three), (two + three + four - one) / (one - two)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(two - three) / np.minimum(two, three), (two + three + four - one) / (one - two)
