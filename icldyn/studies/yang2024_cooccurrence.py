@@ -210,7 +210,7 @@ def _wide_V(state):
     return state["V"][:3, :3]
 
 
-def _drifts(config: Config, seeds: Trajectories, name: str) -> np.ndarray:
+def _drifts(seeds: Trajectories, name: str) -> np.ndarray:
     """How far an invariant is from its start at the end, in the Frobenius norm, (rates, S)."""
     held = seeds["drift"][name]
     return np.linalg.norm(held[:, :, -1] - held[:, :, 0], axis=(-2, -1))
@@ -236,9 +236,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
         out.append(Claim(sentence, float(measured), **limits))
 
     _claims_of_flow(config, seeds, theory, claim)
-    for name in RUNS:
-        _claims_of_phases(name, seeds[name], claim)
-        _claims_of_balance(config, name, seeds[name], claim)
+    _claims_of_phases(config, seeds, claim)
     _claims_of_width(config, seeds["distinct"], theory["wide"], claim)
     total = sum(run.finite().size for run in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(run.diverged for run in seeds.values()), high=0)
@@ -254,72 +252,73 @@ def _claims_of_flow(config: Config, seeds: Trajectories, theory: Trajectories, c
         claim(sentence, np.median(gap), gap=True, **limit)
     lr = seeds["drift"].coords["lr"][1]
     for name, (first, title) in DRIFTS.items():
-        drift = _drifts(config, seeds, name)
+        drift = _drifts(seeds, name)
         power = np.polyfit(np.log(lr), np.log(drift), 1)[0]
-        claim(f"Drift of {title}: largest distance of its power of lr from 1", np.abs(power - 1).max(), high=0.1)
+        claim(f"Drift of {title}: furthest of its power of lr from 1", np.abs(power - 1).max(), high=0.1)
         ratio = drift[-1] / lr[-1] / theory["drift"][first][:, -1]
-        claim(f"Drift of {title} over lr x its integral along the flow, median", np.median(ratio), low=0.95, high=1.05)
+        claim(f"Drift of {title}, over lr x its integral along the flow, median", np.median(ratio), low=0.95, high=1.05)
 
 
-def _claims_of_phases(name: str, run, claim) -> None:
-    title, G, first = RUNS[name], run["G"], _right(run)
-    least = {} if name == "kaiming" else {"low": 0.7}
-    end = G[:, -1]
-    signs = (end[:, 0] > 0) & (end[:, 1] > 0) & (end[:, 2] < 0)
-    claim(f"{title}: share of seeds with G_1, G_2 > 0 > G_3", signs.mean(), low=0.9)
-    sums = (end.sum(1) > 0) & (end[:, 0] + end[:, 2] < 0) & (end[:, 1] + end[:, 2] < 0)
-    claim(f"{title}: share with G_1 + G_2 + G_3 > 0 > G_1 + G_3, G_2 + G_3", sums.mean(), **least)
-    seed = np.arange(len(first))
-    claim(f"{title}: share of seeds with all signs right at the end", (run["wrong"][:, -1] == 0).mean(), low=1)
-    claim(f"{title}: loss when all signs are right first, median", np.median(run["loss"][seed, first]), low=0.05)
-    claim(
-        f"{title}: loss at the end over that, median",
-        np.median(run["loss"][:, -1] / run["loss"][seed, first]),
-        high=0.2,
-    )
-    scores, grams = _moved(run, "S", SCORES), _moved(run, "V", GRAMS)
-    part = np.median(np.abs(scores[:, seed, first]).mean(0) / np.abs(scores[:, :, -1]).mean(0))
-    claim(f"{title}: share of the scores' motion done by then, median", part, high=0.5)
-    for entries, what in ((scores, "scores"), (grams, "entries of W_V^T W_V")):
-        claim(f"{title}: share of {what} that moved the way of phase 2", (entries[:, :, -1] > 0).mean(), **least)
-        claim(f"{title}: {what} move that way on average: least mean", entries[:, :, -1].mean(1).min(), low=0)
-    lowest = run["by_type"][:, -1].argmin(1) == 3
-    claim(f"{title}: share of seeds with the lowest loss on sentences with neither word", lowest.mean(), low=0.9)
+def _claims_of_phases(config: Config, seeds: Trajectories, claim) -> None:
+    """What holds from every start is decided where it holds least."""
+    found: dict[str, list[float]] = {}
 
+    def note(name: str, value: Any) -> None:
+        found.setdefault(name, []).append(float(value))
 
-def _claims_of_balance(config: Config, name: str, run, claim) -> None:
-    title = RUNS[name]
-    first, second = ic.word_space.balance(run["unsure"][:, -1])
-    claim(
-        f"{title}: |sum_2 g - sum_3 g| / min, at the end, median",
-        np.median(first),
-        **({} if name == "small" else {"high": 0.5}),
-    )
-    claim(f"{title}: second ratio of balancing, at the end, median", np.median(second), low=0.5, high=2)
-    claim(f"{title}: share of seeds with it between 0 and 2", ((second > 0) & (second < 2)).mean(), low=0.9)
+    for name, title in RUNS.items():
+        run, first, seed = seeds[name], _right(seeds[name]), np.arange(config.seeds)
+        G, loss, moved = run["G"][:, -1], run["loss"], _moved(run, "S", SCORES)
+        note("right", (run["wrong"][:, -1] == 0).mean())
+        note("signs", ((G[:, 0] > 0) & (G[:, 1] > 0) & (G[:, 2] < 0)).mean())
+        note("loss", np.median(loss[seed, first]))
+        note("scores then", np.median(np.abs(moved[:, seed, first]).mean(0) / np.abs(moved[:, :, -1]).mean(0)))
+        note("fall", np.median(loss[:, -1] / loss[seed, first]))
+        note("scores", np.median(moved[:, :, -1], axis=1).min())
+        note("scores share", (moved[:, :, -1] > 0).mean())
+        note("grams", np.median(_moved(run, "V", GRAMS)[:, :, -1], axis=1).min())
+        note("neither", (run["by_type"][:, -1].argmin(1) == 3).mean())
+        kept = (G.sum(1) > 0) & (G[:, 0] + G[:, 2] < 0) & (G[:, 1] + G[:, 2] < 0)
+        limit = {"low": 0.6} if name == "distinct" else {}
+        claim(f"{title}: share of seeds with G_1 + G_2 + G_3 > 0 > G_1 + G_3, G_2 + G_3", kept.mean(), **limit)
+        ratios = ic.word_space.balance(run["unsure"][:, -1])
+        claim(f"{title}: |sum_2 g - sum_3 g| / min at the end, median", np.median(ratios[0]), high=0.5)
+        claim(f"{title}: second ratio of balancing at the end, median", np.median(ratios[1]), low=0.7, high=1.6)
+        note("second", ((ratios[1] > 0) & (ratios[1] < 2)).mean())
+    least, most = ({name: f(values) for name, values in found.items()} for f in (min, max))
+    claim("Share of seeds with all signs right at the end", least["right"], low=0.99)
+    claim("Share of seeds with G_1, G_2 > 0 > G_3 at the end", least["signs"], low=0.9)
+    claim("Phase 1: loss when all signs are right first, median", least["loss"], low=0.05)
+    claim("Phase 1: share of the scores' motion done by then, median", most["scores then"], high=0.5)
+    claim("Phase 2: loss at the end over that, median", most["fall"], high=0.3)
+    claim("Phase 2: least median motion of the four scores, towards the paper's signs", least["scores"], low=0)
+    claim("Phase 2: share of scores that moved so", least["scores share"], low=0.8)
+    claim("Phase 2: the same of the entries of W_V^T W_V", least["grams"], low=0)
+    claim("Share of seeds with the lowest loss on sentences with neither word", least["neither"], low=0.8)
+    claim("Share of seeds with the second ratio of balancing between 0 and 2", least["second"], low=0.9)
 
 
 def _claims_of_width(config: Config, run, wide, claim) -> None:
-    G = run.mean("G")
     late = wide["loss"] < 0.5 * wide["loss"][0]
+    gap = np.abs(run.mean("G")[late] / wide["G"][late] - 1).max()
+    sentence = "Distinct words: largest gap of the mean G to the wide limit, below half the loss"
+    claim(sentence, gap, high=0.6 / config.m**0.5, gap=True)
+    motion = run.mean("S") - run.mean("S")[0]
+    ends = [np.mean([sign * S[-1, a, b] for (a, b), sign in SCORES.items()]) for S in (motion, wide["S"])]
     claim(
-        "Distinct words: largest gap of mean G to the wide limit, over its G, below half the loss",
-        np.abs(G[late] / wide["G"][late] - 1).max(),
-        high=3 / config.m**0.5,
-        gap=True,
+        "Distinct words: motion of the scores, mean over that of the wide limit", ends[0] / ends[1], low=0.8, high=1.25
     )
-    ends = [
-        np.mean([sign * S[-1, a, b] for (a, b), sign in SCORES.items()])
-        for S in (run.mean("S") - run.mean("S")[:1], wide["S"])
-    ]
-    claim("Distinct words: motion of the scores over that of the wide limit", ends[0] / ends[1], low=0.7, high=1.5)
     speed = np.diff(wide["G"], axis=0)[late[1:]]
     claim("Wide limit: least -dG_3 / dG_1 below half the loss", (-speed[:, 2] / speed[:, 0]).min(), low=1)
     claim("Wide limit: largest", (-speed[:, 2] / speed[:, 0]).max(), high=2)
+    second = np.median(ic.word_space.balance(run["unsure"][:, -1])[1])
+    claim("Distinct words: second ratio over that of the largest margin", second / _limit(config)[1], low=0.9, high=1.1)
+
+
+def _limit(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The ratios of balancing at the largest margin of `distinct`."""
     n = config.n_distinct // 6
-    alpha = ic.word_space.margin((3 * n, n, n, n), config.L)
-    second = [np.median(ic.word_space.balance(sums)[1]) for sums in (run["unsure"][:, -1], alpha[None])]
-    claim("Distinct words: second ratio over that of the largest margin", second[0] / second[1], low=0.9, high=1.1)
+    return ic.word_space.balance(ic.word_space.margin((3 * n, n, n, n), config.L))
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
@@ -351,7 +350,7 @@ def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None
 
 
 def _draw_phases(axes, name: str, run, theory, legend: bool) -> None:
-    """Loss by type, G and motion of the scores."""
+    """Loss by type, G and motion of the scores; a vertical line where all signs are right first."""
     left, middle, right = axes
     flow = theory[name]
     _draw_types(left, run, flow)
@@ -360,27 +359,29 @@ def _draw_phases(axes, name: str, run, theory, legend: bool) -> None:
     for k in range(3):
         panels.band(middle, run.t, curves[..., k], f"C{k}", rf"$G(\mu_{k + 1})$")
         middle.plot(flow.t, np.median(flow["G"][..., k], 0), "k--", linewidth=1)
-    middle.set_ylabel("$G$")
     scores, exact = (_moved(one, "S", dict.fromkeys(SCORES, 1)) for one in (run, flow))
     for k, (key, query) in enumerate(SCORES):
-        label = rf"$\mu_{key + 1}^TW_K^TW_Q\mu_{query + 1}$"
+        label = rf"$\mu_{key + 1}^TW_K^TW_Q\,\mu_{query + 1}$"
         panels.band(right, run.t, np.quantile(scores[k], (0.05, 0.5, 0.95), axis=0), f"C{k}", label)
         right.plot(flow.t, np.median(exact[k], 0), "k--", linewidth=1)
+    middle.set_ylabel("$G$")
     right.set_ylabel("score, less its start")
-    if name == "distinct":
-        wide = theory["wide"]
-        for k in range(3):
-            middle.plot(wide.t, wide["G"][:, k], "k:", linewidth=1.2)
-        for key, query in SCORES:
-            right.plot(wide.t, wide["S"][:, key, query], "k:", linewidth=1.2)
-        right.plot([], [], "k:", label=r"$m\to\infty$")
-        right.legend(fontsize=7, loc="upper left")
     for ax in axes:
         ax.axvline(np.median(run.t[_right(run)]), color="0.6", linewidth=0.8, zorder=0)
         ax.set(xlabel="time $t$", xscale="log", xlim=(run.t[1], run.t[-1]))
-        if legend:
-            ax.plot([], [], "k--", label="exact flow, median")
-            ax.legend(fontsize=7, loc="lower left" if ax is left else "upper left")
+    if legend:
+        left.plot([], [], "k--", label=f"exact flow of {flow.num_seeds} seeds")
+        left.plot([], [], color="0.6", linewidth=0.8, label="all signs right")
+        left.legend(fontsize=7, loc="lower left")
+        middle.set_ylim(None, 1.4 * curves[..., :2].max())
+        middle.legend(fontsize=7, loc="upper left", ncol=3)
+        right.legend(fontsize=7, loc="upper left")
+    if name == "distinct":
+        wide = theory["wide"]
+        lines = [middle.plot(wide.t, wide["G"][:, k], "k:", linewidth=1.4)[0] for k in range(3)]
+        for key, query in SCORES:
+            right.plot(wide.t, wide["S"][:, key, query], "k:", linewidth=1.4)
+        middle.legend(lines[:1], [r"$m\to\infty$"], loc="upper left")
 
 
 def _draw_types(ax, run, flow) -> None:
@@ -395,7 +396,7 @@ def _draw_drift(ax, config: Config, seeds, theory) -> None:
     lr = seeds["drift"].coords["lr"][1]
     for k, (name, (first, title)) in enumerate(DRIFTS.items()):
         norm = np.linalg.norm(seeds["drift"][name][:, :, 0], axis=(-2, -1))
-        share = _drifts(config, seeds, name) / norm
+        share = _drifts(seeds, name) / norm
         panels.band(ax, lr, np.quantile(share, (0.05, 0.5, 0.95), axis=1), f"C{k}", title)
         ax.plot(lr, lr * np.median(theory["drift"][first][:, -1] / norm[0]), "k--", linewidth=1)
     ax.plot([], [], "k--", label="lr x integral along the flow")
@@ -408,12 +409,11 @@ def _draw_drift(ax, config: Config, seeds, theory) -> None:
 def _draw_balance(ax, config: Config, seeds, theory) -> None:
     for k, (name, label) in enumerate(RUNS.items()):
         run = seeds[name]
-        ratio = ic.word_space.balance(run["unsure"])[1]
-        panels.band(ax, run.t, np.quantile(ratio, (0.05, 0.5, 0.95), axis=0), f"C{k}", label)
-    n = config.n_distinct // 6
-    limit = ic.word_space.balance(ic.word_space.margin((3 * n, n, n, n), config.L))[1]
-    ax.axhline(limit, color="k", linestyle="--", linewidth=1, label="largest margin, distinct words")
-    ax.set(xscale="log", xlabel="time $t$", ylim=(-1, 3), xlim=(seeds["kaiming"].t[1], None))
+        late = run.mean("loss") < 0.6 * run.mean("loss")[0]  # before, the denominator passes 0
+        ratio = ic.word_space.balance(run["unsure"][:, late])[1]
+        panels.band(ax, run.t[late], np.quantile(ratio, (0.05, 0.5, 0.95), axis=0), f"C{k}", label)
+    ax.axhline(_limit(config)[1], color="k", linestyle="--", linewidth=1, label="largest margin, distinct words")
+    ax.set(xscale="log", xlabel="time $t$", ylim=(-0.5, 2.8))
     ax.set_ylabel(r"$(-\Sigma_1+\Sigma_2+\Sigma_3+\Sigma_4)\,/\,(\Sigma_1-\Sigma_2)$")
     ax.set_title("(b) automatic balancing")
     ax.legend(fontsize=7, loc="upper left")
