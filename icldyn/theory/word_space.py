@@ -67,6 +67,20 @@ def margin(counts: tuple[int, ...], L: int) -> np.ndarray:
     raise AssertionError("a convex problem that can be met has a solution")
 
 
+def largest_margin(N: np.ndarray) -> np.ndarray:
+    """G (d,) of least |G| with y_i N_i.G >= 1 for any sentences with counts N (n, d), where there is one.
+
+    G is A^T alpha up to a factor, with alpha >= 0 the least of |A^T alpha|^2 + (sum alpha - 1)^2, A_i = y_i N_i.
+    """
+    from scipy.optimize import nnls
+
+    N = checks.array("N", N, ndim=2)
+    A = np.where((N[:, :2] > 0).all(1, keepdims=True), N, -N)
+    target = np.append(np.zeros(N.shape[1]), 1.0)
+    G = A.T @ nnls(np.vstack([A.T, np.ones(len(A))]), target)[0]
+    return G / (A @ G).min()
+
+
 def margin_values(alpha: np.ndarray) -> np.ndarray:
     """G_1, G_2, G_3 (3,) of multipliers."""
     return (LABELS * alpha) @ WORDS
