@@ -5,8 +5,11 @@
 The params hold the data set too, its counts "N" (n, d), which no step changes: their gradient is 0.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
@@ -106,9 +109,11 @@ def word_start(task: Cooccurrence, model: WordAttention, sigma0: float, sigma1: 
 
 
 def _start(task: Cooccurrence, model: WordAttention, sigma0: Array, sigma1: Array, key: Array, scale: Array) -> Params:
-    key_data, *keys = jax.random.split(key, 5)
+    key_data, key_weights = jax.random.split(key)
+    sizes = [math.prod(shape) for shape in model.shapes.values()]
+    drawn = jnp.split(jax.random.normal(key_weights, (sum(sizes),), scale.dtype), np.cumsum(sizes)[:-1])
     out = {"N": task.counts(key_data, scale.dtype)}
-    for (name, shape), key_weight in zip(model.shapes.items(), keys, strict=True):
+    for (name, shape), numbers in zip(model.shapes.items(), drawn, strict=True):
         sigma = jnp.asarray(sigma1 if name == "w" else sigma0, scale.dtype)
-        out[name] = scale * sigma * jax.random.normal(key_weight, shape, scale.dtype)
+        out[name] = scale * sigma * numbers.reshape(shape)
     return out

@@ -80,7 +80,7 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=32, flows=16, n=24, n_distinct=24, L=4, d=43, m=16, m1=32, lr=4e-3, steps=800, steps_drift=100
+        seeds=32, flows=32, n=24, n_distinct=24, L=4, d=43, m=16, m1=32, lr=4e-3, steps=800, steps_drift=100
     ),
     "laptop": Config(),
     "paper": Config(n_distinct=60, m=128, m1=256, lr=0.01, lr_small=0.01, steps=30_000),
@@ -121,7 +121,7 @@ def _start(config: Config, run: str) -> tuple[Any, Any]:
     n, d = config.n, config.d
     if run == "distinct":
         n = config.n_distinct
-        d = 3 + n // 6 * (3 * (config.L - 3) + 2 * (config.L - 2) + config.L - 1)
+        d = 3 + n // 6 * (6 * config.L - 14)  # words there are in all
     model = ic.word_attention(d, config.m, config.m1)
     task = ic.cooccurrence(n, L=config.L, d=d, balanced=run != "small", distinct=run == "distinct")
     return ic.sentences(model), ic.word_start(task, model, *_sigmas(config, run, d))
@@ -149,7 +149,7 @@ def experiments(config: Config) -> dict[str, Any]:
     out = {}
     for run in RUNS:
         objective, init = _start(config, run)
-        settings = {"seeds": config.seeds, "lr": _lr(config, run), "steps": config.steps, "records": 49}
+        settings = {"seeds": config.seeds, "lr": _lr(config, run), "steps": config.steps, "records": 49, "block": 32}
         out[run] = ic.Experiment(objective, init, measures=_measures(objective), spacing="log", **settings)
     objective, init = _start(config, "small")
     out["drift"] = ic.Experiment(
@@ -176,11 +176,11 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
         objective, init = _start(config, run)
         out[run] = _flow(config, objective, init, seeds[run].t)
     objective, init = _start(config, "small")
-    out["drift"] = _flow(config, objective, init, np.linspace(0, config.steps_drift * config.lr_small, 49), "float64")
+    out["drift"] = _flow(config, objective, init, seeds["small"].t * (config.steps_drift / config.steps), "float64")
     objective, init = _start(config, "distinct")
     sigmas = _sigmas(config, "distinct", objective.model.d)
     start = ic.word_space.wide_start(objective.model.d, config.m, *sigmas)
-    start["N"] = ic.initial_params(init, seeds=1)["N"][0]  # the same for all seeds, up to the names of words
+    start["N"] = ic.initial_params(init, seeds=config.flows)["N"][0]  # the same for all seeds, up to the names of words
     measures = {"loss": objective.loss_in_words, "G": _wide_G, "S": _wide_S, "V": _wide_V}
     out["wide"] = ic.flow(objective.field_in_words, start, seeds["distinct"].t, measures=measures, rtol=1e-6)
     init = _start(config, "small")[1]
@@ -453,7 +453,7 @@ def _draw_balance(ax, config: Config, seeds) -> None:
         ratio = ic.word_space.balance(run["unsure"][:, late])[1]
         panels.band(ax, run.t[late], np.quantile(ratio, (0.05, 0.5, 0.95), axis=0), f"C{k}", label)
     ax.axhline(_limit(config)[1], color="k", linestyle="--", linewidth=1, label="largest margin, distinct words")
-    ax.set(xscale="log", xlabel="time $t$", ylim=(-0.5, 2.8))
+    ax.set(xscale="log", xlabel="time $t$", ylim=(-0.5, 3.6))
     ax.set_ylabel(r"$(-\Sigma_1+\Sigma_2+\Sigma_3+\Sigma_4)\,/\,(\Sigma_1-\Sigma_2)$")
     ax.set_title("(b) automatic balancing")
     ax.legend(fontsize=7, loc="upper left")
@@ -473,7 +473,7 @@ def _draw_sums(ax, config: Config, seeds) -> None:
             config.n_distinct, middle, error, fmt="o", color=f"C{k}", label="seeds at the end" if not k else None
         )
     ax.axhline(0, color="0.6", linewidth=0.8)
-    ax.set(xscale="log", xlabel="sentences $n$, distinct words", ylabel="over $G_1$, largest margin")
+    ax.set(xscale="log", xlabel="sentences $n$, distinct words", ylabel="sum over $G_1$, largest margin")
     ax.set_title("(c) signs of the sums")
     ax.legend(fontsize=7)
 

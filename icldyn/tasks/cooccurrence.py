@@ -10,39 +10,36 @@ Order within a sentence means nothing to attention without positions: mu_1, mu_2
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from .. import checks
 from ..struct import static, struct
-
-SHARES = np.array([3, 1, 1, 1])  # of the types, in sixths
 
 
 @struct
 class Cooccurrence:
     """The law of data sets. Make one with `cooccurrence`."""
 
+    balanced: ArrayLike
+    distinct: ArrayLike
     n: int = static()
     L: int = static()
     d: int = static()
-    balanced: bool = static()
-    distinct: bool = static()
 
     def tokens(self, key: Array) -> Array:
         """A data set (n, L) of words by number, from 0."""
         key_type, key_word = jax.random.split(key)
-        if self.balanced:
-            kind = jnp.asarray(np.repeat(np.arange(4), self.n // 6 * SHARES))
-        else:
-            kind = jnp.maximum(jax.random.randint(key_type, (self.n,), -2, 4), 0)  # -2, -1 and 0 are I_1
+        place = jnp.arange(self.n)
+        drawn = jax.random.randint(key_type, (self.n,), 0, 6, place.dtype)
+        sixth = jnp.where(jnp.asarray(self.balanced), 6 * place // self.n, drawn)
+        kind = jnp.maximum(sixth - 2, 0)  # three sixths are I_1
         relevant = jnp.stack([kind <= 1, (kind == 0) | (kind == 2), kind >= 0], axis=1)
         relevant = jnp.pad(relevant, ((0, 0), (0, self.L - 3)))
-        if self.distinct:
-            other = 2 + jnp.cumsum(~relevant.ravel(), dtype=kind.dtype).reshape(self.n, self.L)
-        else:
-            other = jax.random.randint(key_word, (self.n, self.L), 3, self.d, kind.dtype)
-        return jnp.where(relevant, jnp.arange(self.L, dtype=kind.dtype)[None], other)
+        each = 2 + jnp.cumsum(~relevant.ravel(), dtype=place.dtype).reshape(self.n, self.L)
+        any_word = jax.random.randint(key_word, (self.n, self.L), 3, self.d, place.dtype)
+        other = jnp.where(jnp.asarray(self.distinct), each, any_word)
+        return jnp.where(relevant, jnp.arange(self.L)[None], other)
 
     def counts(self, key: Array, dtype: jnp.dtype) -> Array:
         """A data set as counts N (n, d)."""
@@ -76,6 +73,6 @@ def cooccurrence(n: int, *, L: int, d: int, balanced: bool = False, distinct: bo
     n, L = checks.integer("n", n, 1), checks.integer("L", L, 3)
     if balanced and n % 6:
         raise checks.refuse("n", "be a multiple of 6, for balanced types", n)
-    irrelevant = n // 6 * int(SHARES @ (L - np.array([3, 2, 2, 1]))) if balanced else n * (L - 1)
+    irrelevant = n // 6 * (6 * L - 14) if balanced else n * (L - 1)
     least = 3 + irrelevant if distinct else 4
-    return Cooccurrence(n, L, checks.integer("d", d, least), bool(balanced), bool(distinct))
+    return Cooccurrence(bool(balanced), bool(distinct), n=n, L=L, d=checks.integer("d", d, least))
