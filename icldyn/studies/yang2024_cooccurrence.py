@@ -7,20 +7,22 @@ large and attention where it was; then (phase 2) the loss falls, scores of mu_1 
 for them fall, and G_1 + G_2 + G_3 > 0 > G_1 + G_3, G_2 + G_3. Sums of g_i = 1/(1 + e^(y_i F_i)) over the types balance.
 
 Here every seed has weights and a data set of its own:
-- `kaiming`: the paper's experiment, sigma0^2 = 2/d, sigma1^2 = 2/m, types in equal parts. The G start of order sqrt m1 then;
+- `kaiming`: the paper's experiment, sigma0^2 = 2/d, sigma1^2 = 2/m, types in equal parts; G starts at 2 sqrt(m1/d), large;
 - `small`: the start of its theory, sigma0^2 = 1/(L m), sigma1^2 = 1/m1, and types drawn;
 - `distinct`: all irrelevant words of a data set differ, as its theory assumes;
-- `drift`: W W^T and W_K W_K^T against those of W_V and W_Q, which the flow keeps, at rates lr, lr/2 and lr/4.
+- `drift`: W^T W - W_V W_V^T and W_K W_K^T - W_Q W_Q^T, which the flow keeps, at rates lr, lr/2 and lr/4.
 
-Exact: the gradient flow of all weights, from the seeds' own, and lr times the first-order drift along it; the flow closed in
-the space of words (`icldyn.word_space`), from whose start at m -> infinity comes one curve for all seeds of `distinct`, up to
-1/sqrt m; and where uniform attention ends, the largest margin in L2, in closed form: -dG_3/dG_1 is 3/2 for n -> infinity, and
-G_1 + G_3 < 0 only from about 20 sentences on.
+Exact: the gradient flow of all weights, from the seeds' own, and lr times the first-order drift along it; and the flow closed in
+the space of words (`icldyn.word_space`). Its start at m -> infinity gives one curve for all seeds of `distinct`, up to
+1/sqrt m. Where training with uniform attention ends is the largest margin in L2: with distinct words the second ratio of
+balancing goes to 3/2 for n -> infinity, and G_1 + G_3 < 0 from about 20 sentences on. Attention moves little, and the margin of
+a seed's own data says much of whether its sums have the paper's signs, which about half of the seeds of its experiment have.
+(1 + C) max(dG_1, dG_2) <= -dG_3 holds from a loss of 0.7 of its start on, not at t = 0, where dG_3 is 0 in the wide limit.
 
 Conventions: loss (1/n) sum log(1 + e^(-yF)), no 1/2; t = lr x steps; scores W_K^T W_Q before the division by sqrt m, keys first;
-F sums over the L words of a sentence, without 1/L. The m1 neurons are one of m1 times the variance (`word_attention`).
-Reduced: m and m1 a quarter of the paper's, and rates small enough to stay on the flow, which lr = 0.01 does not at first (its
-largest curvature is 10 times above stability); the paper scale runs it.
+F sums over the L words of a sentence, without 1/L. The m1 neurons are trained as one, exactly (`icldyn.word_attention`).
+Reduced: m and m1 a quarter of the paper's, and rates small enough to stay on the flow, which the paper's 0.01 from the Kaiming
+start is not: its first steps are several times above the edge of stability. The paper scale runs it.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ SCALES = {
         seeds=32, flows=32, n=24, n_distinct=24, L=4, d=43, m=16, m1=32, lr=4e-3, steps=800, steps_drift=100
     ),
     "laptop": Config(),
-    "paper": Config(n_distinct=60, m=128, m1=256, lr=0.01, lr_small=0.01, steps=30_000),
+    "paper": Config(n_distinct=60, m=128, m1=256, lr=0.01, lr_small=2e-3, steps=30_000),
 }  # fmt: skip
 
 SIZES = {
@@ -149,7 +151,7 @@ def experiments(config: Config) -> dict[str, Any]:
     out = {}
     for run in RUNS:
         objective, init = _start(config, run)
-        settings = {"seeds": config.seeds, "lr": _lr(config, run), "steps": config.steps, "records": 49, "block": 32}
+        settings = {"seeds": config.seeds, "lr": _lr(config, run), "steps": config.steps, "records": 49}
         out[run] = ic.Experiment(objective, init, measures=_measures(objective), spacing="log", **settings)
     objective, init = _start(config, "small")
     out["drift"] = ic.Experiment(
@@ -351,7 +353,9 @@ def _claims_of_width(config: Config, run, wide, claim) -> None:
     sentence = "Distinct words: share of seeds and times below half of log 2 with max(dG_1, dG_2) < -dG_3 < dG_1 + dG_2"
     claim(sentence, kept.mean(), low=0.8)
     second = np.median(ic.word_space.balance(run["unsure"][:, -1])[1])
-    claim("Distinct words: second ratio over that of the largest margin", second / _limit(config)[1], low=0.9, high=1.1)
+    claim(
+        "Distinct words: second ratio over that of the largest margin", second / _limit(config)[1], low=0.85, high=1.15
+    )
 
 
 def _limit(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -442,7 +446,7 @@ def _draw_drift(ax, config: Config, seeds, theory) -> None:
     ax.plot([], [], "k--", label="lr x integral along the flow")
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="drift of invariants, relative")
     panels.plain_ticks(ax.xaxis, lr)
-    ax.set_title(f"(a) to t = {config.steps_drift * config.lr_small:g}")
+    ax.set_title(f"(a) drift to t = {config.steps_drift * config.lr_small:g}")
     ax.legend(fontsize=7)
 
 
@@ -487,7 +491,7 @@ def _draw_margin(ax, seeds, theory) -> None:
         line(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="$(G_1+G_3)/G_1$, largest margin of its data", ylabel="$(G_1+G_3)/G_1$ of the seed, end")
     ax.set_title("(d) which seeds have the sign")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="lower right")
 
 
 STUDY = Study(
