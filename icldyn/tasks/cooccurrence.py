@@ -29,15 +29,14 @@ class Cooccurrence:
 
     def tokens(self, key: Array) -> Array:
         """A data set (n, L) of words by number, from 0."""
-        key_type, key_word = jax.random.split(key)
-        place = jnp.arange(self.n)
-        drawn = jax.random.randint(key_type, (self.n,), 0, 6, place.dtype)
+        place, u = jnp.arange(self.n), jax.random.uniform(key, (self.n, self.L + 1))
+        drawn = (6 * u[:, 0]).astype(place.dtype)
         sixth = jnp.where(jnp.asarray(self.balanced), 6 * place // self.n, drawn)
         kind = jnp.maximum(sixth - 2, 0)  # three sixths are I_1
         relevant = jnp.stack([kind <= 1, (kind == 0) | (kind == 2), kind >= 0], axis=1)
         relevant = jnp.pad(relevant, ((0, 0), (0, self.L - 3)))
         each = 2 + jnp.cumsum(~relevant.ravel(), dtype=place.dtype).reshape(self.n, self.L)
-        any_word = jax.random.randint(key_word, (self.n, self.L), 3, self.d, place.dtype)
+        any_word = 3 + ((self.d - 3) * u[:, 1:]).astype(place.dtype)
         other = jnp.where(jnp.asarray(self.distinct), each, any_word)
         return jnp.where(relevant, jnp.arange(self.L)[None], other)
 
