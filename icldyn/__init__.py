@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
     from .objectives import population as population
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
     from .objectives.attended import attended as attended
+    from .objectives.sentences import sentences as sentences
+    from .objectives.sentences import word_start as word_start
     from .objectives.tokens import token_encoder as token_encoder
     from .objectives.tokens import token_population as token_population
     from .objectives.tokens import token_sampled as token_sampled
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from .study import study_names as study_names
     from .tasks.block_regression import block_regression as block_regression
     from .tasks.block_regression import disjoint as disjoint
+    from .tasks.cooccurrence import cooccurrence as cooccurrence
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from .theory import one_layer as one_layer
     from .theory import ridge_inference as ridge_inference
     from .theory import saddles as saddles
+    from .theory import word_space as word_space
     from .trajectory import Trajectory as Trajectory
 
 _HOME = {
@@ -83,6 +88,7 @@ _HOME = {
     "attention_spectrum": "theory",
     "block_regression": "tasks.block_regression",
     "context_regression": "theory",
+    "cooccurrence": "tasks.cooccurrence",
     "dataset": "objectives",
     "deep_attention": "models",
     "descent_steps": "theory",
@@ -120,6 +126,7 @@ _HOME = {
     "ridge_inference": "theory",
     "saddles": "theory",
     "sampled": "objectives",
+    "sentences": "objectives.sentences",
     "separate": "models.heads",
     "softmax_attention": "models",
     "spread": "engine.spread",
@@ -130,6 +137,9 @@ _HOME = {
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
     "which_mode": "measures",
+    "word_attention": "models.word_attention",
+    "word_space": "theory",
+    "word_start": "objectives.sentences",
 }
 __all__ = sorted(_HOME)
 
