@@ -13,7 +13,7 @@ from ..models.softmax_attention import SoftmaxAttention
 from ..struct import static, struct
 from ..tasks.block_regression import BlockRegression
 
-PIECE = 128  # prompts at a time, which fit the caches
+PIECE = 32  # prompts at a time, which fit the caches
 
 
 @struct
@@ -78,7 +78,7 @@ def _stored(a: Array) -> Array:
 
 
 def attended(task: BlockRegression, model: SoftmaxAttention, batch: int) -> Attended:
-    """SGD of softmax attention whose query is none of its own keys, on `batch` fresh prompts a step; those of `sampled`.
+    """SGD of softmax attention whose query is none of its own keys, on `batch` fresh prompts a step, drawn 32 at a time.
 
     Raises:
         icldyn.BadArgument: if the batch is below 1, task and model differ in size, or the query attends to itself.
