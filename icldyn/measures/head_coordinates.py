@@ -4,6 +4,7 @@ For a model with `key_query` (H, n, D) and `value` (H, O, n), whose labels come 
 task. Use a measure as `jax.tree_util.Partial(omega, model, indicator(blocks))`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,3 +40,14 @@ def indicator(blocks: tuple[tuple[int, ...], ...]) -> np.ndarray:
     """(I, D): 1 where a task reads a coordinate."""
     D = 1 + max(map(max, blocks))
     return np.array([[a in block for a in range(D)] for block in blocks], float)
+
+
+def at_times(t: np.ndarray, value: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """A value (T, ...) recorded at t (T,), linearly in between, at other times."""
+    columns = np.asarray(value).reshape(t.size, -1).T
+    return np.stack([np.interp(times, t, column) for column in columns], axis=1).reshape(-1, *value.shape[1:])
+
+
+def gap(run: Mapping[str, np.ndarray], theory: Any) -> float:
+    """Largest distance over time, heads and tasks, over the theory's largest value; the worse of omega and mu."""
+    return max(np.abs(run[name] - theory[name]).max() / np.abs(theory[name]).max() for name in DIMS)

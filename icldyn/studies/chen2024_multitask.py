@@ -308,18 +308,26 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
         out.append(Claim(sentence, float(measured), *limits, **more))
 
     online, exact = seeds["online"], theory["exact"]
-    grown = [{n: _at(online.isel(lr=k).t, online.isel(lr=k).mean(n), exact.t) for n in DIMS} for k in range(2)]
+    grown = [
+        {n: ic.head_coordinates.at_times(online.isel(lr=k).t, online.isel(lr=k).mean(n), exact.t) for n in DIMS}
+        for k in range(2)
+    ]
     for lr, run in zip(config.lrs, grown, strict=False):
         claim(
             f"Heads of SGD follow the exact flow at lr = {lr:g} (gap)",
-            _gap(run, exact),
+            ic.head_coordinates.gap(run, exact),
             high=_allowed(config, lr),
             gap=True,
         )
     a, b = config.lrs[:2]
     limit = {name: (a * grown[1][name] - b * grown[0][name]) / (a - b) for name in DIMS}
-    claim("The same as lr -> 0, from two rates (gap)", _gap(limit, exact), high=_allowed(config, 0), gap=True)
-    away = _gap({name: theory["spectral"][name] for name in DIMS}, exact)
+    claim(
+        "The same as lr -> 0, from two rates (gap)",
+        ic.head_coordinates.gap(limit, exact),
+        high=_allowed(config, 0),
+        gap=True,
+    )
+    away = ic.head_coordinates.gap({name: theory["spectral"][name] for name in DIMS}, exact)
     claim(f"The same gap of the published approximation at L = {config.L}", away, low=0.05, gap=True)
     own, other = _parts(exact["mu"])
     claim("Exact flow: a head's mu on other tasks over that on its own, at the end", other[-1] / own[-1], high=0)
@@ -339,17 +347,6 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     total = sum(run.finite().size for run in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(run.diverged for run in seeds.values()), high=0)
     return out
-
-
-def _at(t: np.ndarray, value: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """value (T, H, I) at other times."""
-    flat = value.reshape(t.size, -1)
-    return np.stack([np.interp(times, t, column) for column in flat.T], axis=1).reshape(-1, *value.shape[1:])
-
-
-def _gap(run: dict[str, np.ndarray], theory) -> float:
-    """Largest distance over time, heads and tasks, over the theory's largest value; the worse of omega and mu."""
-    return max(np.abs(run[name] - theory[name]).max() / np.abs(theory[name]).max() for name in DIMS)
 
 
 def _allowed(config: Config, lr: float) -> float:
@@ -506,7 +503,9 @@ def _figure_dynamics(config: Config, seeds: Trajectories, theory: Trajectories) 
         return figure
     for k, lr in enumerate(config.lrs):
         one = seeds["online"].isel(lr=k)
-        apart = np.abs(_at(theory["exact"].t, theory["exact"]["mu"], one.t) - one.mean("mu")).max((1, 2))
+        apart = np.abs(
+            ic.head_coordinates.at_times(theory["exact"].t, theory["exact"]["mu"], one.t) - one.mean("mu")
+        ).max((1, 2))
         last.plot(one.t, apart, color=f"C{k}", label=f"SGD, lr = {lr:g}")
     last.plot(
         theory["exact"].t,

@@ -280,19 +280,27 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
     online, exact = seeds["online"], theory["exact"]
     runs = [{name: online.isel(lr=k).mean(name) for name in DIMS} for k in range(len(config.lrs))]
-    grown = [{name: _at(online.isel(lr=k).t, run[name], exact.t) for name in DIMS} for k, run in enumerate(runs)]
+    grown = [
+        {name: ic.head_coordinates.at_times(online.isel(lr=k).t, run[name], exact.t) for name in DIMS}
+        for k, run in enumerate(runs)
+    ]
     for lr, run in zip(config.lrs, grown, strict=True):
         # SGD is behind by r lr/2 of a unit of log size, r the rate of growth, and moves at most r/2 of its range in one
         claim(
             f"Heads of SGD follow the exact flow at lr = {lr:g} (gap)",
-            _gap(run, exact),
+            ic.head_coordinates.gap(run, exact),
             high=_allowed(config, lr),
             gap=True,
         )
     a, b = config.lrs[0], config.lrs[1]
     limit = {name: (a * grown[1][name] - b * grown[0][name]) / (a - b) for name in DIMS}
-    claim("The same as lr -> 0, from two rates (gap)", _gap(limit, exact), high=_allowed(config, 0), gap=True)
-    away = _gap({name: theory["spectral"][name] for name in DIMS}, exact)
+    claim(
+        "The same as lr -> 0, from two rates (gap)",
+        ic.head_coordinates.gap(limit, exact),
+        high=_allowed(config, 0),
+        gap=True,
+    )
+    away = ic.head_coordinates.gap({name: theory["spectral"][name] for name in DIMS}, exact)
     claim(f"The same gap of the published approximation at L = {config.L}, d = {config.d}", away, low=0.05, gap=True)
     if config.instance_seeds:
         _instance_claims(seeds, theory, claim)
@@ -302,17 +310,6 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     total = sum(one.finite().size for one in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(one.diverged for one in seeds.values()), high=0)
     return out
-
-
-def _at(t: np.ndarray, value: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """value (T, H, 1) at other times."""
-    flat = value.reshape(t.size, -1)
-    return np.stack([np.interp(times, t, column) for column in flat.T], axis=1).reshape(-1, *value.shape[1:])
-
-
-def _gap(run: dict[str, np.ndarray], theory) -> float:
-    """Largest distance over time and heads from the theory, over its largest value; the worse of omega and mu."""
-    return max(np.abs(run[name] - theory[name]).max() / np.abs(theory[name]).max() for name in DIMS)
 
 
 def _allowed(config: Config, lr: float) -> float:
@@ -463,7 +460,7 @@ def _figure_dynamics(config: Config, seeds: Trajectories, theory: Trajectories) 
     right.legend(loc="lower left")
     for k, lr in enumerate(config.lrs):
         run = seeds["online"].isel(lr=k)
-        apart = _distance(_at(exact.t, exact["mu"], run.t), run.mean("mu"), exact)
+        apart = _distance(ic.head_coordinates.at_times(exact.t, exact["mu"], run.t), run.mean("mu"), exact)
         last.plot(run.t, apart, color=f"C{k}", label=f"SGD, lr = {lr:g}")
     last.plot(exact.t, _distance(exact["mu"], theory["spectral"]["mu"], exact), "k:", label="published flow")
     last.set(

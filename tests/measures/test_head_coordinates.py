@@ -48,3 +48,14 @@ def test_random_starts_have_unit_size_in_the_coordinates_that_grow():
     np.testing.assert_allclose(omega.std(0) * np.sqrt((2, 3)), 0.1, rtol=0.08)  # four standard errors of 2,000
     np.testing.assert_allclose(mu.std(0), 0.1, rtol=0.08)
     assert rest.max() < 1e-6
+
+
+def test_a_value_at_other_times_is_linear_between_its_records():
+    t, value = np.array([0.0, 1.0, 3.0]), np.array([[[0.0], [5.0]], [[2.0], [5.0]], [[2.0], [1.0]]])
+    np.testing.assert_allclose(coordinates.at_times(t, value, np.array([0.5, 2.0])), [[[1.0], [5.0]], [[2.0], [3.0]]])
+
+
+def test_the_gap_is_the_worse_of_both_coordinates_over_the_theory_s_largest():
+    theory = {"omega": np.array([1.0, -2.0]), "mu": np.array([10.0, 0.0])}
+    run = {"omega": np.array([1.0, -1.5]), "mu": np.array([10.0, 1.0])}
+    assert coordinates.gap(run, theory) == 0.25
