@@ -95,7 +95,7 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=96, flows=8, adam_seeds=16, instance_seeds=0, H=(1, 2), adam_lr=0.01, adam_steps=1500, draws=4096,
+        seeds=96, flows=8, adam_seeds=64, instance_seeds=0, H=(1, 2), adam_lr=0.01, adam_steps=2500, draws=4096,
         lengths=(20, 40),
     ),
     "laptop": Config(),
