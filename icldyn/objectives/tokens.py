@@ -2,7 +2,7 @@
 
     L = (1/2K) E sum_k (yhat_k - y_k)^2 = L* + (1/2K) sum_k d_k^T G d_k,    d_k = a_k - A_k,    G = Z^T Z + m tau I,
 
-with a of `TokenAttention` and the minimiser A = G^-1 (Z^T Z~ + m tau [I, 0]) (paper, equations (9)-(12); Z (m, N) and Z~ (m, K)
+with a of `TokenAttention` and the minimiser A = G^-1 (Z^T Z~ + m tau [I, 0]) (Z (m, N) and Z~ (m, K)
 hold the representations of the labelled and of all tokens). Exact for any law of lambda with E lambda lambda^T = I.
 
 The params hold the dictionary, "V" and "z", and "A", which no step changes: their gradient is 0.
