@@ -146,6 +146,14 @@ def array(name: str, value: Any, *, ndim: int | None = None, shape: tuple[int | 
     return out
 
 
+def of_each(name: str, value: Any, count: int) -> np.ndarray:
+    """`value` as an array (count,) that is not negative, of one number for all or one for each."""
+    each = array(name, np.broadcast_to(value, (count,)) if np.ndim(value) == 0 else value, shape=(count,))
+    if (each < 0).any():
+        raise refuse(name, "not be negative", value)
+    return each
+
+
 def eigenvalues(name: str, value: Any) -> np.ndarray:
     """`value` as eigenvalues (D,): at least one, positive first, not negative, descending."""
     s = array(name, value, ndim=1)

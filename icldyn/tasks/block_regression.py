@@ -83,14 +83,6 @@ def block_regression(
     seen = {a for block in held for a in block}
     if not held or not all(held) or any(len(set(b)) < len(b) for b in held) or seen != set(range(len(seen))):
         raise checks.refuse("blocks", "hold blocks of different coordinates, together 0 ... D - 1", blocks)
-    noise = _each("sigma2", sigma2, len(held))
-    scale = np.array([len(b) ** -0.5 for b in held]) if size is None else _each("size", size, len(held))
+    noise = checks.of_each("sigma2", sigma2, len(held))
+    scale = np.array([len(b) ** -0.5 for b in held]) if size is None else checks.of_each("size", size, len(held))
     return BlockRegression(scale, noise**0.5, checks.integer("N", N, 1), held)
-
-
-def _each(name: str, value: float | ArrayLike, tasks: int) -> np.ndarray:
-    each = np.broadcast_to(checks.array(name, value), (tasks,)) if np.ndim(value) == 0 else value
-    each = checks.array(name, each, shape=(tasks,))
-    if (each < 0).any():
-        raise checks.refuse(name, "not be negative", value)
-    return each

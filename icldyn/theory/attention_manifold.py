@@ -114,18 +114,11 @@ def manifold(
     I = len(d)  # noqa: E741
     if not I:
         raise checks.refuse("sizes", "hold at least one number", sizes)
-    held = _each("sigma2", sigma2, I)
+    held = checks.of_each("sigma2", sigma2, I)
     points = stats.qmc.Sobol((N + 1) * I, seed=checks.integer("seed", seed, 0)).random(draws)
     points = np.clip(points, 1e-12, 1 - 1e-12).T.reshape(I, N + 1, -1, CHUNK).transpose(2, 0, 1, 3)
     r = np.sqrt(2 * special.gammaincinv(d[:, None] / 2, points[:, :, 0]))  # chi_d by its quantile function
     return Manifold(special.ndtri(points[:, :, 1:]), r, d.astype(float), held)
-
-
-def _each(name: str, value: float | Sequence[float], tasks: int) -> np.ndarray:
-    each = checks.array(name, np.broadcast_to(value, (tasks,)) if np.ndim(value) == 0 else value, shape=(tasks,))
-    if (each < 0).any():
-        raise checks.refuse(name, "not be negative", value)
-    return each
 
 
 def merged_rate(loss: Loss, params: Weights) -> Weights:

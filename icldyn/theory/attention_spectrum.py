@@ -113,8 +113,6 @@ def _kernel(omega: Array, sizes: ArrayLike, sigma2: ArrayLike, N: ArrayLike) -> 
 
 def _settings(N: int, sizes: ArrayLike, sigma2: float | ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     d = checks.array("sizes", sizes, ndim=1)
-    noise = checks.array("sigma2", np.broadcast_to(sigma2, d.shape) if np.ndim(sigma2) == 0 else sigma2, shape=d.shape)
-    for name, held in (("sizes", d - 1), ("sigma2", noise)):
-        if (held < 0).any():
-            raise checks.refuse(name, "be at least 1" if name == "sizes" else "not be negative", held.tolist())
-    return np.float64(checks.integer("N", N, 1)), d, noise
+    if (d < 1).any():
+        raise checks.refuse("sizes", "be at least 1", d.tolist())
+    return np.float64(checks.integer("N", N, 1)), d, checks.of_each("sigma2", sigma2, d.size)
