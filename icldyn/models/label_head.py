@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from .. import checks
 from ..struct import static, struct
+from .heads import _given
 from .linear_attention import Init, Params
 
 
@@ -51,9 +52,4 @@ def label_head(D: int) -> LabelHead:
 
 def zeros(model: LabelHead) -> Init:
     """Q = 0 in every seed, from where the paper trains."""
-    return Partial(_zeros, np.zeros((model.D, model.D)))
-
-
-def _zeros(Q: Array, key: Array, scale: Array) -> Params:
-    del key
-    return {"Q": scale * Q}
+    return Partial(_given, {"Q": np.zeros((model.D, model.D))})

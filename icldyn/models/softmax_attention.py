@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 
 from .. import checks
 from ..struct import static, struct
+from .heads import _given
 from .linear_attention import Init, Params
 
 
@@ -117,23 +118,21 @@ def manifold(model: SoftmaxAttention, blocks: tuple[tuple[int, ...], ...], omega
 
     With R keys and queries, and values apart, entries omega_hi and mu_hi of *each* factor, so that they start balanced.
     """
-    return Partial(_placed, manifold_weights(model, blocks, omega, mu))
+    return Partial(_given, manifold_weights(model, blocks, omega, mu))
 
 
 def random_manifold(model: SoftmaxAttention, blocks: tuple[tuple[int, ...], ...]) -> Init:
     """Merged weights as of `manifold`, with omega_hi ~ N(0, scale^2 / d_i) and mu_hi ~ N(0, scale^2)."""
     size = np.array([len(block) ** -0.5 for block in blocks])
     one = manifold_weights(model, blocks, np.tile(size, (model.H, 1)), np.ones((model.H, model.O)))
-    where = np.array([[a in block for a in range(model.D)] for block in blocks], float)
-    return Partial(_drawn, one, where)
+    return Partial(_drawn, one, _indicator(model.D, blocks))
 
 
 def manifold_weights(model: SoftmaxAttention, blocks, omega: Array, mu: Array) -> dict[str, np.ndarray]:
     """Weights of `manifold`."""
     D, O, H = model.D, model.O, model.H  # noqa: E741
     omega, mu = checks.array("omega", omega, shape=(H, O)), checks.array("mu", mu, shape=(H, O))
-    where = np.array([[a in block for a in range(D)] for block in blocks], float)  # (I, D)
-    diagonal = np.einsum("hi,ia,ak->hak", omega, where, np.eye(D))
+    diagonal = np.einsum("hi,ia,ak->hak", omega, _indicator(D, blocks), np.eye(D))
     label = np.einsum("hi,ij->hij", mu, np.eye(O))
     padded = {"key": np.pad(diagonal, ((0, 0), (0, O), (0, 0))), "value": np.pad(label, ((0, 0), (0, 0), (D, 0)))}
     if model.R is None:
@@ -148,17 +147,17 @@ def manifold_weights(model: SoftmaxAttention, blocks, omega: Array, mu: Array) -
     return held | {"V": V, "O": padded["value"]}
 
 
+def _indicator(D: int, blocks: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """(I, D): 1 where a block holds a coordinate."""
+    return np.array([[a in block for a in range(D)] for block in blocks], float)
+
+
 def _uniform(bounds: Params, key: Array, scale: Array) -> Params:
     keys = jax.random.split(key, len(bounds))
     return {
         name: scale * b * jax.random.uniform(k, b.shape, scale.dtype, -1, 1)
         for k, (name, b) in zip(keys, sorted(bounds.items()), strict=True)
     }
-
-
-def _placed(weights: Params, key: Array, scale: Array) -> Params:
-    del key
-    return {name: scale * w for name, w in weights.items()}
 
 
 def _drawn(weights: Params, where: Array, key: Array, scale: Array) -> Params:
