@@ -148,19 +148,15 @@ def experiments(config: Config) -> dict[str, Any]:
     check(config)
     task, H = _task(config), config.dy
     model, one = _merged(task, H), _merged(task, 1)
-    objective, common = (
-        ic.attended(task, model, config.batch),
-        {"seeds": config.seeds, "t_end": config.t_end, "dims": DIMS},
-    )
+    objective, common = ic.attended(task, model, config.batch), {"t_end": config.t_end, "dims": DIMS}
+    several = {"seeds": config.seeds, "measures": _measures(model, task.blocks)}
     random = ic.softmax_attention.random_manifold(model, task.blocks)
-    single = {"lr": config.lrs[0], "measures": _measures(one, task.blocks)}
     out = {
-        "online": _online(config, task, model, lr=list(config.lrs), **common),
-        "starts": ic.Experiment(
-            objective, random, lr=config.lrs[0], init_scale=config.spread, measures=_measures(model, task.blocks), **common
-        ),
+        "online": ic.Experiment(objective, _start(model, task.blocks), lr=list(config.lrs), **several, **common),
+        "starts": ic.Experiment(objective, random, lr=config.lrs[0], init_scale=config.spread, **several, **common),
         "one": ic.Experiment(
-            ic.attended(task, one, config.batch), _start(one, task.blocks), **single, **common | {"seeds": config.warm_seeds}
+            ic.attended(task, one, config.batch), _start(one, task.blocks), seeds=config.warm_seeds, lr=config.lrs[0],
+            measures=_measures(one, task.blocks), **common,
         ),
     }  # fmt: skip
     apart, longest = _apart(task), 2.0 * max(_warm_up(config, mu) for mu in config.warm_starts)
@@ -178,13 +174,6 @@ def experiments(config: Config) -> dict[str, Any]:
             measures=_measures(model, task.blocks), records=33, dims=DIMS, **settings,
         )  # fmt: skip
     return out
-
-
-def _online(config: Config, task, model, **settings):
-    measures = _measures(model, task.blocks)
-    return ic.Experiment(
-        ic.attended(task, model, config.batch), _start(model, task.blocks), measures=measures, **settings
-    )
 
 
 def _blocks(config: Config) -> list[int]:
@@ -289,16 +278,11 @@ def _mu(params):
 
 def _starts(config: Config, seeds: int) -> dict[str, np.ndarray]:
     """omega and mu (S, H, I) that so many seeds of `starts` begin with."""
-    import jax
-
     task = _task(config)
-    model = _merged(task, config.dy)
-    init = ic.softmax_attention.random_manifold(model, task.blocks)
-    params = ic.initial_params(init, seeds=seeds, init_scale=config.spread)
-    measures = _measures(model, task.blocks)
-    with jax.enable_x64(True):
-        params = jax.tree.map(np.float64, params)
-        return {name: np.asarray(jax.vmap(f)(params)) for name, f in measures.items()}
+    init = ic.softmax_attention.random_manifold(_merged(task, config.dy), task.blocks)
+    params, first = ic.initial_params(init, seeds=seeds, init_scale=config.spread), [block[0] for block in task.blocks]
+    value = params["v"].reshape(seeds, config.dy, task.O, -1)[..., task.D :]
+    return {"omega": params["U"][:, :, first, first], "mu": np.diagonal(value, axis1=2, axis2=3).copy()}
 
 
 def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Claim]:
