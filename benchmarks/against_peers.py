@@ -190,13 +190,6 @@ def online(settings: Settings) -> dict[str, Row]:
     def one_batch(_: int) -> Any:
         return torch_heads.fresh(eigen, B, N)
 
-    def many_batches(S: int) -> Callable[[int], Any]:
-        def batch(_: int) -> Any:
-            z, y = torch_heads.fresh(eigen, S * B, N)
-            return z.reshape(S, B, N + 1, D + 1), y.reshape(S, B)
-
-        return batch
-
     def jax_loop(steps: int, answer: Any) -> Any:
         w, key = {k: jnp.asarray(a[0]) for k, a in weights.items()}, jax.random.key(0)
         for k in range(steps):
@@ -211,7 +204,7 @@ def online(settings: Settings) -> dict[str, Row]:
     rows["PyTorch, one seed"] = Row(*by_count(lambda n: torch_heads.loop(one, n, LR, one_batch), t, 1))
     for S in (1, 16):
         stacked = {k: torch.tensor(w[:S]) for k, w in weights.items()}
-        call = functools.partial(_torch_many, stacked, many_batches(S), False)
+        call = functools.partial(_torch_many, stacked, _many_batches(eigen, S), False)
         rows[f"torch.func, query only, S = {S}"] = Row(*by_count(call, t, S))
     rows["JAX loop, all tokens"] = Row(*by_count(lambda n: jax_loop(n, jax_heads.all_tokens), t, 1))
     rows["JAX loop, query only"] = Row(*by_count(lambda n: jax_loop(n, jax_heads.query_only), t, 1))
@@ -241,13 +234,6 @@ def softmax(settings: Settings) -> dict[str, Row]:
     def one_batch(_: int) -> Any:
         return torch_heads.fresh(torch.ones(D), B, N)
 
-    def many_batches(S: int) -> Callable[[int], Any]:
-        def batch(_: int) -> Any:
-            z, y = torch_heads.fresh(torch.ones(D), S * B, N)
-            return z.reshape(S, B, N + 1, D + 1), y.reshape(S, B)
-
-        return batch
-
     def jax_many(steps: int, answer: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), 16)
         return jax.block_until_ready(jax_heads.ensemble(answer, draw, steps, weights, keys, LR))
@@ -257,13 +243,15 @@ def softmax(settings: Settings) -> dict[str, Row]:
     rows["PyTorch, one seed"] = Row(*by_count(lambda n: loop(one, n, LR, one_batch), t, 1))
     for S in (1, 16):
         stacked = {k: torch.tensor(w[:S]) for k, w in weights.items()}
-        call = functools.partial(_torch_many, stacked, many_batches(S), False, answer=torch_heads.softmax_query_only)
+        call = functools.partial(
+            _torch_many, stacked, _many_batches(torch.ones(D), S), False, answer=torch_heads.softmax_query_only
+        )
         rows[f"torch.func, query only, S = {S}"] = Row(*by_count(call, t, S))
     for name, answer in (("all tokens", jax_heads.softmax_all_tokens), ("query only", jax_heads.softmax_query_only)):
         call = functools.partial(jax_many, answer=answer)
         rows[f"JAX vmap + scan, {name}, S = 16"] = Row(*by_count(call, t, 16))
     products = 2.0 * B * H * (D + 1) * (4 * N + 3 * D)  # logits, tokens seen, and both ways back; queries
-    init = ours_softmax(model, weights, None)
+    init = ic.heads.gaussian(model)
     for name, descended in (("attended", objective), ("sampled", ic.sampled(objective.task, model, B))):
         drawn = float(B * (N * (D + 1) + 2 * D + 1))
         rows[f"icldyn {name}"] = Row(
@@ -272,11 +260,9 @@ def softmax(settings: Settings) -> dict[str, Row]:
     return rows
 
 
-def ours_softmax(model: Any, weights: dict[str, np.ndarray], seed: int | None) -> Any:
-    """The peers' weights of one seed as an initialiser, or small Gaussian ones."""
-    if seed is None:
-        return ic.heads.gaussian(model)
-    v, U = weights["value"][seed, :, -1], weights["key_query"][seed, :, :-1].swapaxes(1, 2)
+def ours_softmax(model: Any, weights: dict[str, np.ndarray]) -> Any:
+    """The peers' weights of their first seed as an initialiser."""
+    v, U = weights["value"][0, :, -1], weights["key_query"][0, :, :-1].swapaxes(1, 2)
     return ic.heads.given(model, v=v, U=U)
 
 
@@ -295,6 +281,16 @@ def _same(z: jax.Array, y: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
 
 def _fresh(s: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
     return jax_heads.fresh(key, s, B, N)
+
+
+def _many_batches(s: Any, S: int) -> Callable[[int], Any]:
+    """Fresh prompts for every one of S seeds of PyTorch."""
+
+    def batch(_: int) -> Any:
+        z, y = torch_heads.fresh(s, S * B, N)
+        return z.reshape(S, B, N + 1, -1), y.reshape(S, B)
+
+    return batch
 
 
 def _torch_many(weights: Any, batch: Any, shared: bool, steps: int, answer: Any = torch_heads.query_only) -> Any:
@@ -341,7 +337,7 @@ def check_softmax(one: Any, weights: Any, objective: Any) -> None:
     draw = torch_heads.fresh
     theirs = np.array([np.mean(loop(one, steps, lr, lambda _: draw(torch.ones(8), B, N))[100:]) for _ in range(8)])
     settings = {"seeds": S, "lr": 2 * lr, "steps": steps, "records": steps + 1}
-    run = ic.ensemble(objective, ours_softmax(objective.model, weights, 0), **settings)
+    run = ic.ensemble(objective, ours_softmax(objective.model, weights), **settings)
     losses = 2 * run["loss"][:, 100:200].mean(1)
     error = np.hypot(theirs.std(ddof=1) / len(theirs) ** 0.5, losses.std() / S**0.5)
     apart = abs(theirs.mean() - losses.mean()) / error
