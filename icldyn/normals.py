@@ -6,6 +6,7 @@ that vectorises. Rates of both: benchmarks/README.md.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def _drawn(function: Callable[[Array], Array], key: Array, shape: tuple[int, ...
     return stored(function, both).reshape(2 * half[0], *rest)[:rows].reshape(shape)
 
 
-def stored(function: Callable[..., Array], *rows: Array) -> Array:
+def stored(function: Callable[..., Any], *rows: Array) -> Any:
     """`function` of arrays, row by row, stored: for what costs much and is read often.
 
     The CPU's compiler makes such a thing anew in every loop that reads it, also behind an optimisation barrier; but not what

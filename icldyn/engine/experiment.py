@@ -140,7 +140,9 @@ class Experiment:
     @property
     def traits(self) -> dict[str, bool]:
         """What the objective says of its program: the fields of `Program` of these names."""
-        return {name: bool(getattr(self.objective, name, False)) for name in ("shared", "lanes_last", "narrow")}
+        return {
+            name: bool(getattr(self.objective, name, False)) for name in ("shared", "lanes_last", "narrow", "in_turn")
+        }
 
     @property
     def seed_steps(self) -> int:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_batching import sequential_vmap
 
 from . import descend
 from .blocks import Block
@@ -25,7 +26,8 @@ class Program:
 
     With `shared` all lanes see one stream of data, that of seed 0. With `lanes_last` weights have their lanes in the last axis
     while they are trained, where the vector lanes are, and the objective's `slopes` are the gradients of all of them. With
-    `narrow` a CPU's vectors are left to the compiler.
+    `narrow` a CPU's vectors are left to the compiler; with `in_turn` it takes the gradients of one lane after another, each of
+    which has the caches of a core to itself.
     """
 
     treedef: Any
@@ -34,6 +36,7 @@ class Program:
     shared: bool = False
     lanes_last: bool = False
     narrow: bool = False
+    in_turn: bool = False
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -69,6 +72,8 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
         def one(leaves, lr, key, i, state):
             return function(*jax.tree.unflatten(program.treedef, leaves), of_key(key), i, state)
 
+        if program.in_turn and jax.default_backend() == "cpu":
+            one = sequential_vmap(one)
         mapped = jax.vmap(one, (program.axes, 0, own_key, None, axis), axis)
         return lambda i, state: mapped(leaves, lr, keys, i, state)
 

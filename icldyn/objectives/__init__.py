@@ -9,7 +9,8 @@
 An objective is a pytree: what may be swept (spectrum, noise, and N wherever it is not a shape) is a leaf, so that a new
 value runs the program already compiled. One whose `shared` is true gets the same key in every seed: one stream of data.
 One whose `lanes_last` is true has `slopes(params, key)`, the gradients of many seeds in the last axis. One whose `narrow` is
-true runs faster on a CPU with the vectors that the compiler takes by itself.
+true runs faster on a CPU with the vectors that the compiler takes by itself, one whose `in_turn` is true with one seed after
+another.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -1,6 +1,7 @@
 """Softmax attention on fresh prompts, with its gradient by hand: little more work than drawing the numbers of the prompts."""
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,27 +11,35 @@ from jax import Array, lax
 from .. import checks
 from ..models.linear_attention import Params
 from ..models.softmax_attention import SoftmaxAttention
+from ..normals import stored
 from ..struct import static, struct
 from ..tasks.block_regression import BlockRegression
 
-PIECE = 32  # prompts at a time, which fit the caches
+PIECE = 128  # prompts at a time, which fit the caches
 
 
 @struct
 class Attended:
     """Mean loss of `batch` prompts. Make one with `attended`.
 
-    With a_h = softmax(z . u_h), u_h = Q_h x_q, the tokens seen s_h = sum_m a_hm z_m and e = yhat_q - y_q,
+    With a_h = softmax(z . u_h), u_h = Q_h x_q, mean tokens s_h = sum_m a_hm z_m, values v_hm = P_h z_m, answers of a head
+    w_h = sum_m a_hm v_hm and e = yhat_q - y_q = sum_h w_h - y_q,
 
-        d loss / d P_h = e s_h^T,    d loss / d Q_h = (sum_m a_hm (z_m - s_h).(P_h^T e) z_m) x_q^T,
+        d loss / d P_h = e s_h^T,    d loss / d Q_h = (sum_m a_hm (v_hm - w_h).e z_m) x_q^T,
 
-    averaged over prompts. These lie in the last axis, where the vectors of a CPU are, and sums over tokens are written out. The
-    gradient is handed to `jax.grad` through a term that is 0.
+    averaged over prompts. So every sum over tokens is known before the error is, and one pass takes all of them. Prompts lie in
+    the last axis, where the vectors of a CPU are, and sums are written out. The gradient is handed to `jax.grad` through a term
+    that is 0.
     """
 
     task: BlockRegression
     model: SoftmaxAttention
     batch: int = static()
+
+    @property
+    def in_turn(self) -> bool:
+        """The tokens of one seed fill the caches of a core."""
+        return True
 
     def loss(self, params: Params, key: Array) -> Array:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
@@ -39,11 +48,10 @@ class Attended:
         pieces = self.batch // PIECE if self.batch % PIECE == 0 else 1
 
         def piece(key):
-            z, x_q, y_q = self.task.prompts_last(key, self.batch // pieces)
-            return _slopes(P, Q, _stored(z), x_q, y_q)
+            return _slopes(P, Q, *self.task.prompts_last(key, self.batch // pieces))
 
         keys = jax.random.split(key, pieces) if pieces > 1 else key[None]
-        value, slopes = jax.tree.map(lambda a: jnp.mean(a, axis=0), lax.map(piece, keys))
+        value, slopes = jax.tree.map(lambda a: jnp.mean(a, axis=0), stored(piece, keys))
         linear = sum(
             jnp.sum(w * slope)
             for w, slope in zip((self.model.value(params), self.model.key_query(params)), slopes, strict=True)
@@ -56,29 +64,36 @@ def _slopes(P: Array, Q: Array, z: Array, x_q: Array, y_q: Array) -> tuple[Array
     n, N, B = z.shape
     u = jnp.einsum("hak,kb->hab", Q, x_q)
     logits = _add(u[:, a, None] * z[a][None] for a in range(n))  # (H, N, B)
-    a = _stored(jnp.exp(logits - functools.reduce(jnp.maximum, [logits[:, m, None] for m in range(N)])))
-    one_over_sum = 1 / _add(a[:, m] for m in range(N))  # (H, B)
-    s = _add(a[:, m, None] * z[None, :, m] for m in range(N)) * one_over_sum[:, None]  # (H, n, B)
-    error = jnp.einsum("hoa,hab->ob", P, s) - y_q
-    back = jnp.einsum("hoa,ob->hab", P, error)
-    along = _add(back[:, a, None] * z[a][None] for a in range(n)) - jnp.sum(back * s, axis=1)[:, None]  # (H, N, B)
-    c = _stored(a * one_over_sum[:, None] * along)
-    moved = _add(c[:, m, None] * z[None, :, m] for m in range(N))
+    top = _by_heads(lambda logits: functools.reduce(jnp.maximum, [logits[:, m] for m in range(N)]), logits)
+    v = jnp.einsum("hoa,amb->homb", P, z)
+
+    def sums(a, v):
+        av = a[:, None] * v
+        of_a = _add(a[:, m, None] * z[None, :, m] for m in range(N))
+        of_av = _add(av[:, :, m, None] * z[None, None, :, m] for m in range(N))
+        return _add(a[:, m] for m in range(N)), _add(av[:, :, m] for m in range(N)), of_a, of_av
+
+    total, *rest = _by_heads(sums, jnp.exp(logits - top[:, None]), v)
+    w, s, moved = (b / total.reshape(-1, *(1,) * (b.ndim - 2), B) for b in rest)  # (H, O, B), (H, n, B), (H, O, n, B)
+    error = jnp.sum(w, axis=0) - y_q
+    moved = jnp.sum(error[None, :, None] * (moved - w[:, :, None] * s[:, None]), axis=1)
     slopes = jnp.einsum("ob,hab->hoa", error, s) / B, jnp.einsum("hab,kb->hak", moved, x_q) / B
     return jnp.sum(error**2) / (2 * B), slopes
 
 
-def _add(terms: Any) -> Array:
+def _by_heads(function: Callable[..., Any], *heads: Array) -> Any:
+    """`function` of arrays with heads in the first axis, stored: halves of the heads, or one by one, in a loop."""
+    H = len(heads[0])
+    halves = [a.reshape(2, H // 2, *a.shape[1:]) if H % 2 == 0 else a[:, None] for a in heads]
+    return jax.tree.map(lambda a: a.reshape(H, *a.shape[2:]), stored(function, *halves))
+
+
+def _add(terms: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _stored(a: Array) -> Array:
-    """Kept, where the compiler would make it anew wherever it is read."""
-    return lax.optimization_barrier(a)
-
-
 def attended(task: BlockRegression, model: SoftmaxAttention, batch: int) -> Attended:
-    """SGD of softmax attention whose query is none of its own keys, on `batch` fresh prompts a step, drawn 32 at a time.
+    """SGD of softmax attention whose query is none of its own keys, on `batch` fresh prompts a step, drawn 128 at a time.
 
     Raises:
         icldyn.BadArgument: if the batch is below 1, task and model differ in size, or the query attends to itself.

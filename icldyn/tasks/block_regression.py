@@ -23,7 +23,7 @@ class BlockRegression:
     """The law of the prompts. Make one with `block_regression`, which checks its arguments."""
 
     size: ArrayLike  # (I,): standard deviation of the entries of beta_i
-    sigma: ArrayLike  # (I,): standard deviation of the label noise
+    sigma: ArrayLike | None  # (I,): standard deviation of the label noise; None where there is none, and none is drawn
     N: int = static()
     blocks: tuple[tuple[int, ...], ...] = static()
 
@@ -40,16 +40,21 @@ class BlockRegression:
     def prompts_last(self, key: Array, B: int) -> tuple[Array, Array, Array]:
         """Tokens z = (x, y), (D + O, N, B), the query x_q (D, B) and its labels y_q (O, B), of B prompts."""
         N, D, O = self.N, self.D, self.O  # noqa: E741
-        size, sigma = jnp.asarray(self.size), jnp.asarray(self.sigma)
-        ends = np.cumsum([D * N, O * N, D, O, sum(map(len, self.blocks))])
-        x, e, x_q, e_q, beta = jnp.split(normals(key, (int(ends[-1]), B), sigma.dtype), ends[:-1])
-        x, e = x.reshape(D, N, B), e.reshape(O, N, B)
+        size, noisy = jnp.asarray(self.size), self.sigma is not None
+        sizes = [D * N, D, sum(map(len, self.blocks)), *((O * N, O) if noisy else ())]
+        ends = np.cumsum(sizes)
+        x, x_q, beta, *noise = jnp.split(normals(key, (int(ends[-1]), B), size.dtype), ends[:-1])
+        x = x.reshape(D, N, B)
         y, y_q, first = [], [], 0
         for i, block in enumerate(self.blocks):
             beta_i, first = size[i] * beta[first : first + len(block)], first + len(block)
-            y.append(sigma[i] * e[i] + sum(b * x[a] for a, b in zip(block, beta_i[:, None], strict=True)))
-            y_q.append(sigma[i] * e_q[i] + sum(b * x_q[a] for a, b in zip(block, beta_i, strict=True)))
-        return jnp.concatenate([x, jnp.stack(y)]), x_q, jnp.stack(y_q)
+            y.append(sum(b * x[a] for a, b in zip(block, beta_i[:, None], strict=True)))
+            y_q.append(sum(b * x_q[a] for a, b in zip(block, beta_i, strict=True)))
+        y, y_q = jnp.stack(y), jnp.stack(y_q)
+        if noisy:
+            sigma, e, e_q = jnp.asarray(self.sigma), noise[0].reshape(O, N, B), noise[1]
+            y, y_q = y + sigma[:, None, None] * e, y_q + sigma[:, None] * e_q
+        return jnp.concatenate([x, y]), x_q, y_q
 
     def sample(self, key: Array, B: int) -> Prompts:
         """The same B prompts, prompts first; the query's labels are noisy."""
@@ -85,4 +90,4 @@ def block_regression(
         raise checks.refuse("blocks", "hold blocks of different coordinates, together 0 ... D - 1", blocks)
     noise = checks.of_each("sigma2", sigma2, len(held))
     scale = np.array([len(b) ** -0.5 for b in held]) if size is None else checks.of_each("size", size, len(held))
-    return BlockRegression(scale, noise**0.5, checks.integer("N", N, 1), held)
+    return BlockRegression(scale, noise**0.5 if noise.any() else None, checks.integer("N", N, 1), held)

@@ -183,6 +183,24 @@ def test_a_seed_that_diverges_is_counted_and_the_others_keep_their_bits(referenc
     np.testing.assert_allclose(poisoned.quantile("strength", (0.5,))[0], np.median(kept, 0), rtol=1e-6)
 
 
+@struct
+class InTurn:
+    """An objective whose seeds a CPU takes one after another."""
+
+    whole: object
+    in_turn: bool = static(default=True)
+
+    def loss(self, params, key):
+        return self.whole.loss(params, key)
+
+
+def test_seeds_in_turn_are_those_side_by_side(reference):
+    settings = {"measures": MEASURES, "records": 5, "block": 8, "init_scale": 0.3}
+    one = ic.ensemble(InTurn(OBJECTIVE), INIT, seeds=[5, 9], lr=[0.02, 1e3], steps=40, **settings)
+    np.testing.assert_allclose(one["strength"][0], reference["strength"][[5, 9]], rtol=1e-4)  # float32, 40 steps
+    assert (one.coords["diverged_step"][1] == [[-1, -1], [0, 0]]).sum() >= 2 and one.diverged == 2
+
+
 def test_a_learning_rate_far_too_high_is_data_not_an_exception():
     wild = run(lr=50.0, seeds=16)
     assert wild.diverged == 16
