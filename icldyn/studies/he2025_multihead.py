@@ -9,6 +9,7 @@ heads and dummies. Two of opposite sign together take a step of debiased gradien
 - Random starts: a head grows with the sign of z_h = d^(1/2) omega_h + mu_h. Two heads of the same sign act as one first, and
   wait at the loss of a single head until the symmetry between them breaks.
 - The paper's training: Adam on keys, queries, values and outputs from the default of PyTorch's layers.
+- Two tasks on overlapping blocks of coordinates: of three heads one serves both, of five most serve one (in the paper, all).
 - Loss against L of the trained pattern, one head, one-step descent, its debiased form and ridge, beside the authors' Monte Carlo.
 
 Conventions: loss 1/2 (y_q - yhat_q)^2 with a noisy y_q, t = lr x steps; the paper has no 1/2, so its losses are twice ours; its
@@ -48,6 +49,8 @@ ERROR = r"$\mathrm{E}\,(y_q-\hat y_q)^2$"
 KINDS = ("positive", "negative", "dummy")
 DUMMY = 0.1  # of the largest |mu|, below which a head counts as a dummy
 SIGNS = 0.25  # of t_end_starts, when every head has grown, and heads of the same sign still act as one
+OVERLAPPING = ((0, 1, 2, 3), (2, 3, 4, 5))  # what the two tasks read
+PARTS = ((0, 1), (2, 3), (4, 5))  # of the coordinates: of the first task, of both, of the second
 DIMS = {"omega": ("head", "task"), "mu": ("head", "task")}
 
 
@@ -87,6 +90,12 @@ class Config:
     """Prompts a step of Adam."""
     adam_steps: int = 5000
     """Steps of Adam."""
+    tasks_H: tuple[int, ...] = (3, 5)
+    """Heads of the training on two tasks: fewer than four, and more."""
+    tasks_seeds: int = 32
+    """Seeds of it, for every H; Adam, batch and steps are as above."""
+    tasks_L: int = 20
+    """Context length of it."""
     draws: int = 8192
     """Points of the exact mean, a power of 2."""
     lengths: tuple[int, ...] = (10, 15, 20, 30, 40, 60, 80, 100)
@@ -95,13 +104,14 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=96, flows=8, adam_seeds=64, instance_seeds=0, H=(1, 2), adam_lr=0.01, adam_steps=2500, draws=4096,
-        lengths=(20, 40),
+        seeds=96, flows=8, adam_seeds=64, instance_seeds=0, H=(1, 2), adam_lr=0.01, adam_steps=2500,
+        tasks_H=(3,), tasks_seeds=8, tasks_L=10, draws=4096, lengths=(20, 40),
     ),
     "laptop": Config(),
     "paper": Config(
         seeds=10_000, flows=256, adam_seeds=1000, instance_seeds=64, d=5, L=40, lrs=(0.02, 0.01), batch=1024, t_end=60.0,
-        t_end_starts=120.0, adam_lr=1e-3, adam_batch=256, adam_steps=500_000, draws=32_768,
+        t_end_starts=120.0, adam_lr=1e-3, adam_batch=256, adam_steps=500_000, tasks_H=(3, 4, 5, 6), tasks_seeds=256, tasks_L=48,
+        draws=32_768,
     ),
 }  # fmt: skip
 
@@ -115,6 +125,8 @@ SIZES = {
     "batch": (1, 2**20),
     "adam_batch": (1, 2**20),
     "adam_steps": (100, 10**9),
+    "tasks_seeds": (2, 10**8),
+    "tasks_L": (2, 1000),
     "draws": (64, 2**20),
 }
 REALS: dict[str, dict[str, float]] = {
@@ -135,6 +147,9 @@ def check(config: Config) -> None:
         if not {1, 2} <= set(H):
             raise checks.refuse("H", "hold 1 and 2", config.H)
 
+    def tasks_heads() -> None:
+        settings.each("tasks_H", checks.integer, 2, 64, ascending=True)
+
     def rates() -> None:
         lrs = settings.each("lrs", above=0)
         if len(lrs) < 2 or sorted(set(lrs), reverse=True) != lrs:
@@ -150,7 +165,7 @@ def check(config: Config) -> None:
     def lengths() -> None:
         settings.each("lengths", checks.integer, 2, 1000, ascending=True)
 
-    settings.gather(heads, rates, draws, lengths)
+    settings.gather(heads, tasks_heads, rates, draws, lengths)
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -171,13 +186,15 @@ def experiments(config: Config) -> dict[str, Any]:
             **common,
         ),
     }  # fmt: skip
-    for H in config.H:
-        apart = ic.softmax_attention.softmax_attention(
-            config.d, H, config.d + 1, query_attends_itself=False, scale=(config.d + 1) ** -0.5, values_apart=True
-        )
-        out[f"heads{H}"] = ic.Experiment(
-            ic.attended(task, apart, config.adam_batch), ic.softmax_attention.uniform(apart), seeds=config.adam_seeds,
-            lr=config.adam_lr, steps=config.adam_steps, optimiser=optax.adam, measures=_measures(apart), dims=DIMS,
+    adam = {"lr": config.adam_lr, "steps": config.adam_steps, "optimiser": optax.adam, "dims": DIMS}
+    two = ic.block_regression(config.tasks_L, OVERLAPPING, sigma2=config.sigma2)
+    trained = [(f"heads{H}", H, task, config.adam_seeds) for H in config.H]
+    for name, H, task_, count in [*trained, *((f"tasks{H}", H, two, config.tasks_seeds) for H in config.tasks_H)]:
+        apart = _apart(task_, H)
+        measures = _measures(apart, PARTS if task_ is two else None)
+        out[name] = ic.Experiment(
+            ic.attended(task_, apart, config.adam_batch), ic.softmax_attention.uniform(apart), seeds=count,
+            measures=measures, **adam,
         )  # fmt: skip
     if config.instance_seeds:
         task, model = ic.block_regression(NOTES["L"], ic.disjoint([NOTES["d"]]), sigma2=NOTES["sigma2"]), _merged(5)
@@ -192,20 +209,27 @@ def _merged(d: int):
     return ic.softmax_attention.softmax_attention(d, 2, query_attends_itself=False)
 
 
+def _apart(task, H: int):
+    """The paper's layer: keys and queries apart, values and outputs apart, all of full size."""
+    D, O = task.D, task.O  # noqa: E741
+    scale = (D + O) ** -0.5
+    return ic.softmax_attention.softmax_attention(
+        D, H, D + O, O=O, query_attends_itself=False, scale=scale, values_apart=True
+    )
+
+
 def _common() -> dict[str, np.ndarray]:
     """omega and mu (2, 1) of the common start."""
     return {name: np.array(values)[:, None] for name, values in START.items()}
 
 
-def _measures(model) -> dict[str, Any]:
+def _measures(model, parts: tuple[tuple[int, ...], ...] | None = None) -> dict[str, Any]:
+    """omega of all coordinates, or of every part of them, mu, and what lies off the manifold of one task."""
     from jax.tree_util import Partial
 
-    where = np.ones((1, model.D))
-    return {
-        "omega": Partial(ic.head_coordinates.omega, model, where),
-        "mu": Partial(ic.head_coordinates.mu, model),
-        "rest": Partial(ic.head_coordinates.rest, model, where),
-    }
+    where = ic.head_coordinates.indicator(parts or (tuple(range(model.D)),))
+    measures = {"omega": Partial(ic.head_coordinates.omega, model, where), "mu": Partial(ic.head_coordinates.mu, model)}
+    return measures if parts else measures | {"rest": Partial(ic.head_coordinates.rest, model, where)}
 
 
 def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
@@ -306,6 +330,7 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
         _instance_claims(seeds, theory, claim)
     _start_claims(config, seeds, theory, claim)
     _heads_claims(config, seeds, theory, claim)
+    _tasks_claims(config, seeds, claim)
     _length_claims(config, theory, claim)
     total = sum(one.finite().size for one in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(one.diverged for one in seeds.values()), high=0)
@@ -392,6 +417,27 @@ def _heads_claims(config: Config, seeds: Trajectories, theory: Trajectories, cla
         claim(f"{H} heads: dummies, |mu_h| below {DUMMY:g} of the largest (share of heads)", 1 - alive.mean())
 
 
+def _tasks_claims(config: Config, seeds: Trajectories, claim) -> None:
+    for H in config.tasks_H:
+        omega, mu = (seeds[f"tasks{H}"][name][:, -1] for name in DIMS)
+        alive, both = _served(mu)
+        if H < 4:
+            sentence = f"Two tasks, {H} heads: a head serves both (share of seeds)"
+            claim(sentence, (both & alive).any(1).mean(), low=0.9)
+        else:
+            claim(f"Two tasks, {H} heads: heads that serve one of them (share)", 1 - both[alive].mean(), low=2 / 3)
+        signs = np.sign(omega[:, :, [0, 2]]) == np.sign(mu)
+        strong = np.abs(mu) > 0.5 * np.abs(mu).max((1, 2), keepdims=True)
+        sentence = f"Two tasks, {H} heads: omega has the sign of mu on the coordinates of that task alone (share)"
+        claim(sentence, signs[strong].mean(), low=0.9)
+
+
+def _served(mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which heads are no dummies, and which have at least half their larger |mu| on either task, (S, H), for mu (S, H, 2)."""
+    size = np.abs(mu)
+    return _alive(size.max(2)), size.min(2) > 0.5 * size.max(2)
+
+
 def _alive(mu: np.ndarray) -> np.ndarray:
     """Which heads are no dummies, for mu (S, H)."""
     return np.abs(mu) > DUMMY * np.abs(mu).max(1, keepdims=True)
@@ -417,7 +463,7 @@ def _length_claims(config: Config, theory: Trajectories, claim) -> None:
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
-    """Dynamics (a) to (d), random starts (e) to (g), heads (h) to (k), loss against L (l)."""
+    """Dynamics (a) to (d), random starts (e) to (g), heads (h) to (k), loss against L (l) and (m), two tasks (n) on."""
     import matplotlib.pyplot as plt
 
     with ic.style():
@@ -425,6 +471,7 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             "dynamics": _figure_dynamics(config, seeds, theory),
             "starts": _figure_starts(config, seeds, theory),
             "heads": _figure_heads(config, seeds, theory),
+            "tasks": _figure_tasks(config, seeds),
             "lengths": _figure_lengths(theory),
         }
         for figure in drawn.values():
@@ -555,6 +602,34 @@ def _kinds(mu: np.ndarray) -> list[float]:
     """Mean numbers of positive, negative and dummy heads, for mu (S, H)."""
     alive = _alive(mu)
     return [float(kind.sum(1).mean()) for kind in ((mu > 0) & alive, (mu < 0) & alive, ~alive)]
+
+
+def _figure_tasks(config: Config, seeds: Trajectories) -> Figure:
+    figure, (left, *rest) = panels.row(1 + len(config.tasks_H), width=3.3)
+    for k, (H, ax) in enumerate(zip(config.tasks_H, rest, strict=True)):
+        run = seeds[f"tasks{H}"]
+        left.plot(run.coords["step"][1], 2 * run.mean("loss"), color=f"C{k}", label=f"H = {H}")
+        mu = run["mu"][:, -1]
+        alive, both = _served(mu)
+        for kind, color, label in (
+            (alive & both, "C1", "both tasks"),
+            (alive & ~both, "C0", "one"),
+            (~alive, "0.6", "dummy"),
+        ):
+            ax.plot(*mu[kind].T, "o", markersize=2.5, alpha=0.6, color=color, label=label)
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.axvline(0, color="0.6", linewidth=0.8)
+        title, most = f"({chr(ord('o') + k)}) every head at the end, H = {H}", np.abs(mu).max()
+        ax.set(
+            title=title,
+            xlabel=r"$\mu_h$ of the first task",
+            ylabel=r"$\mu_h$ of the second",
+            ylim=(-1.2 * most, 1.6 * most),
+        )
+        ax.legend(loc="upper center", ncol=3)
+    left.set(title="(n) two tasks on overlapping inputs", xlabel="step", ylabel=ERROR + ", both tasks", ylim=(0, None))
+    left.legend()
+    return figure
 
 
 def _figure_lengths(theory: Trajectories) -> Figure:
