@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,9 @@ def verb(words: list[str]) -> int:
         lambda: _place("figure", options.figure, PICTURES),
         lambda: _place("out", options.out, (".csv",)),
     )
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # read when jax is imported: heads are too small to be shared out
     naming = weights.Naming(options.names, options.num_heads, options.transposed)
     settings = {"reference": options.reference, "rcond": options.rcond, "rank": options.rank, "naming": naming}
     try:

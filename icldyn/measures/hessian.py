@@ -14,6 +14,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from .. import checks
+from .one_by_one import one_by_one
+
+_eigenvalues = one_by_one(lambda T: jnp.linalg.eigvalsh(T))
 
 
 class Estimate(NamedTuple):
@@ -61,7 +64,7 @@ def ritz_values(loss: Callable[[Any], Array], params: Any, key: Array, products:
 
     first = (jnp.zeros((m, w.size), w.dtype), start / jnp.linalg.norm(start))
     _, (alpha, beta) = jax.lax.scan(step, first, (jnp.arange(m), jnp.stack(fresh)))
-    return jnp.linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+    return _eigenvalues(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
 
 
 def trace(loss: Callable[[Any], Array], params: Any, key: Array, probes: int = 200) -> Estimate:

@@ -12,8 +12,12 @@ from jax.scipy.special import entr
 from numpy.typing import ArrayLike
 
 from .. import checks
+from .one_by_one import one_by_one
 
 RCOND = 1e-6  # singular values below so much of the largest are rounding
+_qr = one_by_one(lambda M: tuple(jnp.linalg.qr(M)))
+_svd = one_by_one(lambda M: tuple(jnp.linalg.svd(M, full_matrices=False)))
+_singular_values = one_by_one(lambda M: jnp.linalg.svd(M, compute_uv=False))
 
 
 class SVD(NamedTuple):
@@ -26,14 +30,14 @@ class SVD(NamedTuple):
 
 def svd(M: ArrayLike) -> SVD:
     """M = U diag(s) Vh of a matrix (m, n), r = min(m, n)."""
-    return SVD(*jnp.linalg.svd(jnp.asarray(M), full_matrices=False))
+    return SVD(*_svd(jnp.asarray(M)))
 
 
 def product_svd(A: ArrayLike, B: ArrayLike) -> SVD:
     """A B = Q_A (R_A R_B^T) Q_B^T by QR of A (m, r) and of B^T (n, r), and the SVD of the core, r x r where r is smallest."""
-    Q_A, R_A = jnp.linalg.qr(jnp.asarray(A))
-    Q_B, R_B = jnp.linalg.qr(jnp.asarray(B).T)
-    U, s, Vh = jnp.linalg.svd(R_A @ R_B.T, full_matrices=False)
+    Q_A, R_A = _qr(jnp.asarray(A))
+    Q_B, R_B = _qr(jnp.asarray(B).T)
+    U, s, Vh = _svd(R_A @ R_B.T)
     return SVD(Q_A @ U, s, Vh @ Q_B.T)
 
 
@@ -49,7 +53,7 @@ def ov(W_V: ArrayLike, W_O: ArrayLike) -> SVD:
 
 def effective_rank(M: ArrayLike, k: int = 0, rcond: ArrayLike = RCOND) -> Array:
     """er_k of a matrix (m, n); `effective_rank_of` says what it is."""
-    return effective_rank_of(jnp.linalg.svd(jnp.asarray(M), compute_uv=False), k, rcond)
+    return effective_rank_of(_singular_values(jnp.asarray(M)), k, rcond)
 
 
 def effective_rank_of(s: ArrayLike, k: int = 0, rcond: ArrayLike = RCOND) -> Array:

@@ -12,6 +12,10 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from .. import checks
+from .one_by_one import one_by_one
+
+_eigenvectors = one_by_one(lambda G: jnp.linalg.eigh(G)[1])
+_right_vectors = one_by_one(lambda F: jnp.linalg.svd(F, full_matrices=False)[2])
 
 
 class JointPCA(NamedTuple):
@@ -35,11 +39,11 @@ def fit(F: ArrayLike, v: int = 2) -> JointPCA:
     mean = jnp.mean(F, axis=0)
     F_c = F - mean[None]
     if F.shape[1] > F.shape[0]:
-        _, U = jnp.linalg.eigh(F_c @ F_c.T)
+        U = _eigenvectors(F_c @ F_c.T)
         along = U[:, ::-1][:, :v].T @ F_c  # U^T F_c = diag(sigma) V^T
         components = along / jnp.maximum(jnp.linalg.norm(along, axis=1, keepdims=True), jnp.finfo(F.dtype).tiny)
     else:
-        components = jnp.linalg.svd(F_c, full_matrices=False)[2][:v]
+        components = _right_vectors(F_c)[:v]
     largest = jnp.take_along_axis(components, jnp.argmax(jnp.abs(components), axis=1)[:, None], axis=1)
     components = components * jnp.where(largest < 0, -1, 1).astype(F.dtype)
     shares = jnp.sum((F_c @ components.T) ** 2, axis=0) / jnp.sum(F_c**2)

@@ -60,6 +60,18 @@ def test_ranks_map_over_heads_and_compile():
     np.testing.assert_allclose(found[1, 2], entropy_rank(np.asarray(heads[1, 2])), rtol=1e-9)
 
 
+def test_a_map_of_maps_and_its_gradient_are_those_of_each_matrix():
+    stack = jax.random.normal(jax.random.key(4), (2, 3, 5, 4))
+    grad = jax.grad(lambda M: spectra.effective_rank(M, 1))
+    found = jax.jit(jax.vmap(jax.vmap(grad)))(stack)
+    M, step = np.asarray(stack[1, 2]), np.zeros((5, 4))
+    step[2, 3] = 1e-6
+    slope = (entropy_rank((M + step).T, 1) - entropy_rank((M - step).T, 1)) / 2e-6  # M^T M has no zeros
+    assert found[1, 2, 2, 3] == pytest.approx(slope, rel=1e-5)
+    program = str(jax.make_jaxpr(jax.vmap(spectra.svd))(stack[0]))
+    assert "scan" in program and "platform_index" in program  # a loop on the CPU
+
+
 def test_more_directions_left_out_than_there_are_is_refused():
     with pytest.raises(ic.BadArgument, match="Argument `k` must be at most 2, but is 3"):
         spectra.effective_rank(np.eye(3), 3)
