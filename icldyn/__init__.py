@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .models.transformer import transformer as transformer
     from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
     from .objectives import population as population
@@ -136,6 +137,7 @@ _HOME = {
     "token_encoder": "objectives.tokens",
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
+    "transformer": "models.transformer",
     "which_mode": "measures",
     "word_attention": "models.word_attention",
     "word_space": "theory",
