@@ -1,6 +1,6 @@
 """The next token of fresh sequences, by cross-entropy at every position.
 
-    L = mean over B sequences and T positions of -log softmax(logits_t)_{x_{t+1}}.
+L = mean over B sequences and T positions of -log softmax(logits_t)_{x_{t+1}}.
 """
 
 from typing import Any
