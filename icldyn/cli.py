@@ -1,4 +1,4 @@
-"""The command line: `icldyn list | run | sweep | submit | check | plot | replay | verify | info`.
+"""The command line: `icldyn list | run | sweep | submit | check | plot | replay | measure | verify | info`.
 
 Configs are parsed by tyro and checked before jax is imported.
 """
@@ -36,6 +36,7 @@ Thousands of trained seeds beside the exact theory of in-context learning (icldy
   icldyn check RUN                the claims of a run folder
   icldyn plot RUN                 draw the figures of a run folder again
   icldyn replay FILE.npz          retrain a recorded run of another codebase; its largest relative gap
+  icldyn measure FOLDER           ranks and subspaces of attention heads along checkpoints of other models
   icldyn verify RUN [--repair]    checksums of all that a run folder holds; makes again what is damaged
   icldyn info                     devices, versions, memory, block size
 
@@ -308,6 +309,12 @@ def _replay(words: list[str]) -> int:
     return verb(words)
 
 
+def _measure(words: list[str]) -> int:
+    from .measure import verb
+
+    return verb(words)
+
+
 def _submit(words: list[str]) -> int:
     from .launch import submit
 
@@ -322,6 +329,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": _check,
     "plot": _plot,
     "replay": _replay,
+    "measure": _measure,
     "verify": _verify,
     "info": _info,
 }

@@ -27,7 +27,7 @@ def test_run_leaves_a_folder_with_data_config_versions_and_figures(smoke_run):
     assert all(c["holds"] for c in result["claims"]) and result["wall_seconds"] > 0
     figures = sorted(p.name for p in (out / "figures").glob("*.png"))
     assert figures == [
-        "alignment.png", "conservation.png", "escape_and_fixed_point.png", "overlay.png", "phase_plane.png",
+        "alignment.png", "conservation.png", "escape_and_fixed_point.png", "exact_measures.png", "overlay.png", "phase_plane.png",
         "spread.png", "where_the_closed_form_holds.png",
     ]  # fmt: skip
     assert all((out / "figures" / name).stat().st_size > 20_000 for name in figures)
@@ -73,7 +73,7 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
     [
         (
             ["walk"],
-            "Argument `verb` must be one of check, info, list, plot, replay, run, submit, sweep, verify, but is 'walk'.",
+            "Argument `verb` must be one of check, info, list, measure, plot, replay, run, submit, sweep, verify, but is 'walk'.",
         ),
         (["rum"], "did you mean 'run'?"),
         (["run"], f"Argument `study` must be one of {', '.join(ic.study_names())}, but is missing"),
@@ -140,6 +140,13 @@ def test_list_knows_the_gap_of_the_last_run(smoke_run, capsys, tmp_path, monkeyp
             ["submit", "2", "--", "run", "--out", "x", "--shard", "1/2"],
             "Argument `shard` must be left to icldyn submit",
         ),
+        (["measure"], "Argument `folder` must be a folder of checkpoints, but is missing"),
+        (["measure", "nowhere"], "Argument `folder` must be a folder of checkpoints, but is 'nowhere'."),
+        (
+            ["measure", ".", "--rcond", "2"],
+            "Argument `rcond` must be finite and not negative and at most 1, but is 2.0.",
+        ),
+        (["measure", ".", "--out", "x.txt"], "Argument `out` must end in .csv, but is 'x.txt'."),
         (["verify"], "Argument `run` must be a run folder, but is missing"),
         (["verify", "nowhere"], "Argument `run` must be a run folder, but 'nowhere' is none."),
         (["run", STUDY, "--lrs", "0.1"], "Argument `lrs` must hold at least two different learning rates"),

@@ -17,7 +17,7 @@ ROWS = [
     ("engine",),
     ("store", "plot"),
     ("studies", "study"),
-    ("report", "replay", "sweep", "launch", "cli", "__main__"),
+    ("report", "replay", "measure", "sweep", "launch", "cli", "__main__"),
 ]
 ALONE = {"tasks", "models", "theory", "measures", "trajectory"}  # row 1: never each other
 

@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
 from .. import checks
+from ..models.transformer import Transformer
 from ..struct import struct
 from .next_token import NextToken
 
@@ -36,6 +37,11 @@ class HeldKeys:
     plain: NextToken
 
     @property
+    def net(self) -> Transformer:
+        """The network."""
+        return self.plain.net
+
+    @property
     def batch(self) -> int:
         """Sequences of a step."""
         return self.plain.batch
@@ -47,6 +53,10 @@ class HeldKeys:
     def losses(self, params: Any, tokens: Array) -> Array:
         """-log p(x_{t+1}) of sequences (B, T + 1): (B, T), in nats."""
         return self.plain.losses(params["net"], tokens)
+
+    def patterns(self, params: Any, tokens: Array) -> Array:
+        """Where heads look on tokens (B, t), (layers, B, H, t, t)."""
+        return self.plain.patterns(params["net"], tokens)
 
     def draw(self, key: Array) -> Array:
         """The sequences of a step, (batch, T + 1)."""
@@ -94,7 +104,7 @@ def arm(
     Raises:
         icldyn.BadArgument: if the rank is above d_head, or an argument is not what it must be.
     """
-    net = objective.plain.net
+    net = objective.net
     checks.one_of("action", action, ACTIONS)
     held = checks.of_each("layers", 1.0 if layers is None else layers, net.layers)
     strengths = {name: held * (name == action) for name in ACTIONS[1:]}
@@ -104,7 +114,7 @@ def arm(
 
 
 def _start(objective: HeldKeys, told: dict[str, Array], draw: Array, rank: Array, key: Array, scale: Array) -> Any:
-    net = objective.plain.net
+    net = objective.net
     shape = (net.layers, net.H, net.d, len(rank))
     random = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 1), draw), shape, scale.dtype)
     told = {name: jnp.asarray(a, scale.dtype) for name, a in told.items()}

@@ -26,6 +26,10 @@ class NextToken:
         """Initial weights: the `init` of an experiment."""
         return self.net.start(key, scale)
 
+    def weights(self, params: Any) -> Any:
+        """Of the network: all there are."""
+        return params
+
     def draw(self, key: Array) -> Array:
         """The sequences of a step, (batch, T + 1)."""
         return self.task.sample(key, self.batch)
@@ -34,6 +38,10 @@ class NextToken:
         """-log p(x_{t+1}) of sequences (B, T + 1): (B, T), in nats."""
         logits = self.net.logits(params, tokens[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
+    def patterns(self, params: Any, tokens: Array) -> Array:
+        """Where heads look on tokens (B, t), (layers, B, H, t, t)."""
+        return self.net.traced(params, tokens)[1]
 
     def loss(self, params: Any, key: Array) -> Array:
         """L."""

@@ -12,7 +12,6 @@
 Numbers are float16, float32 or float64 (lr may be an integer), switches bool or uint8; a single number has shape () or (1,).
 """
 
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import checks
+from . import npz
 
 MOST_BYTES = 2**31  # of all arrays together, unpacked
 MOST_MEMBERS = 100
-LONGEST_HEADER = 10_000
 MERGED = ("init_key_query",)
 SEPARATE = ("init_key", "init_query")
 ALWAYS = ("prompts", "targets", "lr", "loss", "softmax", "divide_by_length", "init_value")
@@ -84,10 +83,10 @@ def read_recorded(path: str | Path) -> Recorded:
         if not path.is_file():
             raise checks.refuse("file", "be an npz file", str(path))
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive)
-            headers = {name: _header(archive, name, member) for name, member in members.items()}
+            members = npz.members(archive, MOST_MEMBERS, MOST_BYTES)
+            headers = {name: npz.header(archive, name, member) for name, member in members.items()}
             wanted = _schema(headers)
-            arrays = {name: _numbers(archive, name, members[name]) for name in wanted}
+            arrays = {name: npz.numbers(archive, name, members[name]) for name in wanted}
     except checks.BadArgument:
         raise
     except Exception as error:  # whatever a hostile file makes of zipfile, zlib and their like
@@ -100,49 +99,6 @@ def read_recorded(path: str | Path) -> Recorded:
     arrays["targets"] = arrays["targets"].reshape(-1)
     _values(arrays)
     return Recorded(path, arrays, tuple(sorted(set(headers) - set(wanted))))
-
-
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The arrays of the archive by name; their sizes together within bounds."""
-    listed = archive.infolist()
-    if not 0 < len(listed) <= MOST_MEMBERS:
-        raise checks.BadArgument(f"Argument `file` must hold 1 to {MOST_MEMBERS} arrays, but holds {len(listed)}.")
-    members = {m.filename.removesuffix(".npy"): m for m in listed}
-    if len(members) < len(listed):
-        raise checks.BadArgument("Argument `file` must hold every array once, but holds one of them twice.")
-    total = sum(m.file_size for m in listed)
-    if total > MOST_BYTES:
-        raise checks.BadArgument(f"Argument `file` must hold at most {MOST_BYTES:,} bytes, but claims {total:,}.")
-    return members
-
-
-def _header(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that a member claims, when they are what its size allows."""
-    name = checks.shown(name)[1:-1]
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            if version not in readers:
-                raise ValueError(f"its format is {version}")
-            shape, _, dtype = readers[version](file, max_header_size=LONGEST_HEADER)
-            begins = file.tell()
-    except Exception as error:  # whatever a hostile header makes of its parser
-        why = " ".join(str(error).split())[:120]
-        raise checks.BadArgument(f"Argument `{name}` must be a numpy array, but cannot be read: {why}.") from None
-    if dtype.hasobject:
-        raise checks.BadArgument(
-            f"Argument `{name}` must hold numbers, but holds Python objects, which are never unpickled."
-        )
-    if (
-        not all(type(n) is int and n >= 0 for n in shape)
-        or math.prod(shape) * dtype.itemsize != member.file_size - begins
-    ):
-        raise checks.BadArgument(
-            f"Argument `{name}` must hold what its header claims, {checks.shown(shape)} of {dtype}, "
-            f"but holds {max(member.file_size - begins, 0):,} bytes."
-        )
-    return shape, dtype
 
 
 def _schema(headers: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, tuple[int, ...]]:
@@ -203,16 +159,6 @@ def _kind(name: str, dtype: np.dtype) -> None:
         must = "hold float16, float32 or float64 numbers"
     if not allowed:
         raise checks.BadArgument(f"Argument `{name}` must {must}, but holds {dtype}.")
-
-
-def _numbers(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
-    try:
-        with archive.open(member) as file:
-            a = np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_HEADER)
-            file.read(1)  # to the end, where zipfile compares the checksum
-    except (ValueError, MemoryError) as error:
-        raise checks.BadArgument(f"Argument `{name}` must be whole, but cannot be read: {error}.") from None
-    return np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("="))
 
 
 def _finite(name: str, a: np.ndarray) -> None:
