@@ -1,6 +1,6 @@
 """An intervention: what a few directions of the residual stream may do to the keys, from one step on.
 
-W_K (d, d_head) of a head is the key side of W_QK = W_Q W_K^T. With an orthonormal basis U (d, r) and P = U U^T, a step D of W_K is
+W_K (d, d_head) of a head is the key side of W_QK = W_Q W_K^T. With an orthonormal basis U (d, r), P = U U^T and a step D of W_K,
 
     D <- D - freeze P D - confine (I - P) D - remove P (W_K + D),    from step `since` on:
 
@@ -8,8 +8,9 @@ freeze = 1 keeps P W_K as it is, confine = 1 all but that, and remove = 1 keeps 
 the r leading directions of the key side at that step, found by one step of orthogonal iteration, U <- orth(W_QK^T W_QK U), with
 every step of training before; or, for the null distribution, a random one.
 
-The params hold the intervention, as {"net": weights, "arm": {...}}: arms of a study run one compiled program, and the same seed has
-the same weights and data in all arms until `since`. No factorisation of LAPACK is called, which a program for many seeds must not.
+The params hold the intervention, as {"net": weights, "arm": {...}}: arms of a study run one compiled program, and the same seed
+has the same weights and data in all arms until `since`. No factorisation of LAPACK is called within the program, which would stop
+two of its blocks on as many cores.
 """
 
 from typing import Any, NamedTuple

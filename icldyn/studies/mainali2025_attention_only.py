@@ -1,22 +1,22 @@
-"""Mainali and Teixeira 2025 (arXiv 2504.12916), non-linear part: in-context learning emerges where rank and subspaces change.
+"""Mainali and Teixeira 2025 (arXiv 2504.12916), non-linear part: in-context learning emerges where ranks and subspaces change.
 
-Attention-only transformers of 1 to 4 layers learn in-context Markov chains: every sequence has a transition matrix of its own, and
-the next token is to be predicted. Networks first count tokens (the unigram level, a plateau), then with two layers or more learn to
-count transitions, abruptly: a head that looks one token back, and one that looks for what came after earlier copies. One layer
-never does. Around that, the paper reports, the effective rank of W_QK without its leading directions dips, and the row space of
-W_QK is early where it ends.
+Attention-only transformers of 1 to 4 layers learn in-context Markov chains: every sequence has a transition matrix of its own,
+and the next token is to be predicted. Networks first count tokens (the unigram level, a plateau), then, with two layers or more,
+abruptly learn to count transitions: a head that looks one token back, and one that looks for what came after earlier copies. One
+layer never does. Around that, as the paper has it, the effective rank of W_QK without its leading directions dips, and the space
+that W_QK spans is early where it ends.
 
 Here every seed has weights and a stream of data of its own, and all are measured on one set of sequences:
-- `L1` ... `L4`: that many layers. When does every seed emerge (t10, t50, t90: which record first has so much of the way from the
-  unigram level to the seed's own end), when is er_k of the induction layer least, how far are key, query, read and write side of
-  W_QK and W_OV from where they end;
-- `own`, `random`: the first seeds of two layers again, with an intervention from step `since` on, on the plateau: keys are made blind
-  to the `rank` leading directions of their own key side, or to as many random ones, which is the null distribution.
+- `L1` ... `L4`: that many layers. When every seed emerges (t10, t50, t90: which record first has so much of the way from the
+  unigram level to the seed's own end), when er_k of the induction layer is least, and how far key, query, read and write side of
+  W_QK and W_OV are from where they end;
+- `own`, `random`: the first seeds of two layers again, with an intervention from step `since` on, on the plateau: keys are made
+  blind to the `rank` leading directions of their own key side, or to as many random ones, which is the null distribution.
 
-Exact: Bayes and unigram predictor of every sequence. What is read off the weights is theirs too: ranks and distances, after training.
+Exact: the Bayes and unigram predictors. Ranks and distances are taken of the recorded weights, after training.
 
-Conventions: rows are tokens, x W; W_QK = W_Q W_K^T, so that its rows are the key side; time in steps; losses in nats; late = mean of
-the last quarter of the positions. M_inf is the last checkpoint, later than what is plotted. The rank's minimum is looked for from
+Conventions: rows are tokens, x W; W_QK = W_Q W_K^T, so that its rows are the key side; time in steps; losses in nats; late = mean
+of the last quarter of the positions. M_inf is the last checkpoint, later than what is plotted. The least rank is looked for from
 step 175 on: before, first gradient directions dominate. Softmax attention ends above Bayes, as it forms n_ij / n_i. alone.
 """
 
