@@ -47,6 +47,11 @@ class HeldKeys:
         """Sequences of a step."""
         return self.plain.batch
 
+    @property
+    def in_turn(self) -> bool:
+        """As without an intervention."""
+        return self.plain.in_turn
+
     def weights(self, params: Any) -> Any:
         """Of the network."""
         return params["net"]

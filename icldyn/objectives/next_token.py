@@ -22,6 +22,11 @@ class NextToken:
     net: Transformer = static()
     batch: int = static()
 
+    @property
+    def in_turn(self) -> bool:
+        """On a CPU one seed after another: a batch of one fills the caches of a core."""
+        return True
+
     def start(self, key: Array, scale: Array) -> Any:
         """Initial weights: the `init` of an experiment."""
         return self.net.start(key, scale)

@@ -142,8 +142,12 @@ def check(config: Config) -> None:
         if checks.one_of("positions", config.positions, kinds) == "rotary" and settings.size("d_head") % 2:
             raise checks.refuse("d_head", "be even for rotary positions", config.d_head)
 
+    def norms() -> None:
+        if not isinstance(config.norm, bool):
+            raise checks.refuse("norm", "be true or false", config.norm)
+
     pairs = (("held_seeds", "seeds"), ("window", "steps"), ("since", "steps"), ("rank", "d_head"), ("d_head", "d"))
-    settings.gather(depths, records, positions, *(functools.partial(fewer, *pair) for pair in pairs))
+    settings.gather(depths, records, positions, norms, *(functools.partial(fewer, *pair) for pair in pairs))
 
 
 def experiments(config: Config) -> dict[str, Any]:
@@ -200,11 +204,13 @@ def _experiment(config: Config, objective: Any, init: Any, seeds: int) -> Any:
     )
 
 
+@functools.cache
 def _evaluated(config: Config) -> np.ndarray:
     """The sequences that all seeds are measured on, (evaluated, T + 1)."""
     import jax
 
-    return np.asarray(_task(config).sample(jax.random.key(EVALUATION_KEY), config.evaluated))
+    sample = jax.jit(_task(config).sample, static_argnums=1)
+    return np.asarray(sample(jax.random.key(EVALUATION_KEY), config.evaluated), np.int32)
 
 
 def _losses(objective, tokens, params):
