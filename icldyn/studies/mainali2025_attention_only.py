@@ -315,6 +315,13 @@ def _emergence(run, theory: Trajectories) -> np.ndarray:
     return np.where(found < 0, np.nan, _steps(run)[found])
 
 
+def _window(run, theory: Trajectories) -> np.ndarray:
+    """Medians of t10, t50, t90 over the seeds that have a transition; NaN if none has."""
+    t = _emergence(run, theory)
+    t = t[:, np.isfinite(t[1])]
+    return np.median(t, axis=1) if t.size else np.full(3, np.nan)
+
+
 def _induction_layer(run) -> np.ndarray:
     """The layer of the head that scores highest in the end, (S,)."""
     return run["scores"][:, -1, 1].max(-1).argmax(-1)
@@ -338,7 +345,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
     values = values[np.isfinite(values)]
     if len(values) < 2 or np.ptp(values) == 0:
-        return values.mean(), values.mean(), values.mean()
+        return (values[0] if values.size else np.nan,) * 3
     settings = {"method": "percentile", "rng": np.random.default_rng(0), "n_resamples": 9999}
     ends = stats.bootstrap((values,), np.mean, vectorized=True, **settings).confidence_interval
     return values.mean(), ends.low, ends.high
@@ -396,7 +403,7 @@ def _claims_of_depth(run, theory: Trajectories, L: int, claim) -> None:
         return
     title = f"{L} layers"
     claim(f"{title}: share of seeds 0.3 below the unigram level in the end", (end < unigram - 0.3).mean(), low=0.9)
-    t10, t50, t90 = np.nanmedian(_emergence(run, theory), axis=1)
+    t10, t50, t90 = _window(run, theory)
     claim(f"{title}: t50 in steps, median", t50, low=400, high=1000)
     claim(f"{title}: t90 - t10 over t50, medians", (t90 - t10) / t50, high=0.75)
     claim(f"{title}: share of the way from unigram to Bayes, median", (unigram - np.median(end)) / (unigram - bayes))
@@ -578,7 +585,7 @@ def _draw_ranks(axes, config: Config, seeds, theory) -> None:
     run = seeds["L2"]
     for n, k in enumerate(KS):
         panels.band(leading, _steps(run), _median(_rank(run, theory["L2"])[:, :, k]), f"C{n}", f"$k={k}$")
-    window = np.nanmedian(_emergence(run, theory), axis=1)
+    window = _window(run, theory)
     leading.axvspan(window[0], window[2], color="0.9", zorder=0, label="[t10, t90], medians")
     leading.set(
         xlabel="step", ylabel="$er_k$ of $W_{QK}$, induction layer", title="(a) 2 layers", xlim=(0, config.steps)
@@ -603,7 +610,7 @@ def _draw_ranks(axes, config: Config, seeds, theory) -> None:
 
 def _draw_subspaces(axes, config: Config, seeds, theory) -> None:
     run, plotted = seeds["L2"], _steps(seeds["L2"]) <= config.window
-    window = np.nanmedian(_emergence(run, theory), axis=1)
+    window = _window(run, theory)
     for n, (ax, side) in enumerate(zip(axes, SIDES, strict=True)):
         for layer in range(2):
             curves = _median(theory["L2"]["distance"][:, plotted, n, layer].mean(-1))

@@ -12,7 +12,7 @@ from icldyn.engine.optimisers import clipped_adamw
 from icldyn.engine.train import Options
 from icldyn.objectives import held_keys as hk
 from icldyn.objectives.next_token import next_token
-from icldyn.tasks.markov import markov
+from icldyn.tasks.repeated_tokens import repeated_tokens
 
 LAYERS, D, R, SINCE = 2, 8, 2, 6
 ARMS = {
@@ -61,7 +61,7 @@ def test_a_changed_step_does_what_its_action_says(action):
 def arms():
     """Weights of every layer's keys and queries in all arms, (seed, time, 2, layer, d, d_head), of one head."""
     net = ic.transformer(3, 16, layers=LAYERS, d=D, H=1, d_head=4, std=0.3)
-    plain = next_token(markov(3, 16, alpha=1.0), net, 8)
+    plain = next_token(repeated_tokens(3, period=4, started=False), net, 8)
     objective, settings = hk.held_keys(plain), {"seeds": 2, "lr": 0.02, "steps": 12, "records": 13, "block": 8}
     settings |= {"dtype": "float64", "measures": {"W": Partial(_factors, objective)}}
     optimiser = functools.partial(hk.holding, inner=clipped_adamw, weight_decay=0.01)
@@ -126,6 +126,6 @@ def test_removed_directions_leave_the_keys_of_the_layers_that_are_told_alone(arm
 )
 def test_what_is_no_arm_is_refused(settings, sentence):
     net = ic.transformer(3, 16, layers=2, d=8, H=1, d_head=4)
-    objective = hk.held_keys(next_token(markov(3, 16, alpha=1.0), net, 8))
+    objective = hk.held_keys(next_token(repeated_tokens(3, period=4, started=False), net, 8))
     with pytest.raises(ic.BadArgument, match=sentence):
         hk.arm(objective, **({"rank": 2, "since": 3} | settings))

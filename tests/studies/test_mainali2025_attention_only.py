@@ -22,22 +22,20 @@ def failing(seeds, theory):
     return [c.sentence for c in PAPER.claims(CONFIG, seeds, theory) if not c.holds]
 
 
+def with_losses_of(one, other):
+    return dataclasses.replace(one, values=dict(one.values) | {"losses": other["losses"]})
+
+
 def test_one_layer_passed_off_as_two_is_caught(run):
     seeds, theory = run
-    found = failing(
-        seeds | {"L2": dataclasses.replace(seeds["L2"], values=dict(seeds["L2"].values) | late_of(seeds["L1"]))}, theory
-    )
+    found = failing(seeds | {"L2": with_losses_of(seeds["L2"], seeds["L1"])}, theory)
     assert any("0.3 below the unigram level" in f for f in found)
-
-
-def late_of(one):
-    return {"losses": one["losses"]}
 
 
 def test_two_layers_passed_off_as_one_are_caught(run):
     seeds, theory = run
-    wrong = dataclasses.replace(seeds["L1"], values=dict(seeds["L1"].values) | late_of(seeds["L2"]))
-    assert any(f.startswith("1 layer: share of seeds within 0.1") for f in failing(seeds | {"L1": wrong}, theory))
+    found = failing(seeds | {"L1": with_losses_of(seeds["L1"], seeds["L2"])}, theory)
+    assert any(f.startswith("1 layer: share of seeds within 0.1") for f in found)
 
 
 def test_swapped_interventions_are_caught(run):
