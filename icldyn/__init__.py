@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .engine.experiment import Experiment as Experiment
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
+    from .engine.optimisers import clipped_adamw as clipped_adamw
     from .engine.spread import spread as spread
     from .measures import autocorrelation as autocorrelation
     from .measures import head_coordinates as head_coordinates
+    from .measures import head_scores as head_scores
     from .measures import hessian as hessian
+    from .measures import icl_score as icl_score
     from .measures import llc as llc
     from .measures import modes as modes
     from .measures import spectra as spectra
@@ -39,13 +42,16 @@ if TYPE_CHECKING:
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .models.transformer import transformer as transformer
     from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
+    from .objectives import held_keys as held_keys
     from .objectives import population as population
     from .objectives import queries as queries
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
     from .objectives.attended import attended as attended
+    from .objectives.next_token import next_token as next_token
     from .objectives.sentences import sentences as sentences
     from .objectives.sentences import word_start as word_start
     from .objectives.tokens import token_encoder as token_encoder
@@ -63,7 +69,10 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import isotropic as isotropic
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
+    from .tasks.markov import markov as markov
+    from .tasks.repeated_tokens import repeated_tokens as repeated_tokens
     from .tasks.representations import representations as representations
+    from .tasks.trigger_bigrams import trigger_bigrams as trigger_bigrams
     from .theory import attention_manifold as attention_manifold
     from .theory import attention_spectrum as attention_spectrum
     from .theory import context_regression as context_regression
@@ -73,6 +82,7 @@ if TYPE_CHECKING:
     from .theory import gradient_noise as gradient_noise
     from .theory import logistic as logistic
     from .theory import looped as looped
+    from .theory import markov_predictors as markov_predictors
     from .theory import mixtures as mixtures
     from .theory import null_blocks as null_blocks
     from .theory import one_layer as one_layer
@@ -94,6 +104,7 @@ _HOME = {
     "attention_spectrum": "theory",
     "autocorrelation": "measures",
     "block_regression": "tasks.block_regression",
+    "clipped_adamw": "engine.optimisers",
     "context_regression": "theory",
     "cooccurrence": "tasks.cooccurrence",
     "dataset": "objectives",
@@ -112,8 +123,11 @@ _HOME = {
     "gradient_flow": "engine.flow",
     "gradient_noise": "theory",
     "head_coordinates": "measures",
+    "head_scores": "measures",
     "heads": "models",
+    "held_keys": "objectives",
     "hessian": "measures",
+    "icl_score": "measures",
     "initial_params": "engine.ensemble",
     "isotropic": "tasks.linear_regression",
     "linear_attention": "models.linear_attention",
@@ -122,15 +136,19 @@ _HOME = {
     "logistic": "theory",
     "looped": "theory",
     "looped_attention": "models",
+    "markov": "tasks.markov",
+    "markov_predictors": "theory",
     "merged": "models.heads",
     "mixtures": "theory",
     "modes": "measures",
+    "next_token": "objectives.next_token",
     "null_blocks": "theory",
     "one_layer": "theory",
     "overlay": "plot.overlay",
     "population": "objectives",
     "power_law": "tasks.linear_regression",
     "queries": "objectives",
+    "repeated_tokens": "tasks.repeated_tokens",
     "representations": "tasks.representations",
     "ridge_inference": "theory",
     "saddles": "theory",
@@ -148,6 +166,8 @@ _HOME = {
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
     "trajectory_pca": "measures",
+    "transformer": "models.transformer",
+    "trigger_bigrams": "tasks.trigger_bigrams",
     "which_mode": "measures",
     "word_attention": "models.word_attention",
     "word_space": "theory",
