@@ -14,6 +14,7 @@ from ..models.softmax_attention import SoftmaxAttention
 from ..normals import stored
 from ..struct import static, struct
 from ..tasks.block_regression import BlockRegression
+from .in_pieces import handed
 
 PIECE = 128  # prompts at a time, which fit the caches
 
@@ -52,11 +53,7 @@ class Attended:
 
         keys = jax.random.split(key, pieces) if pieces > 1 else key[None]
         value, slopes = jax.tree.map(lambda a: jnp.mean(a, axis=0), stored(piece, keys))
-        linear = sum(
-            jnp.sum(w * slope)
-            for w, slope in zip((self.model.value(params), self.model.key_query(params)), slopes, strict=True)
-        )
-        return value + linear - lax.stop_gradient(linear)
+        return handed(value, (self.model.value(params), self.model.key_query(params)), slopes)
 
 
 def _slopes(P: Array, Q: Array, z: Array, x_q: Array, y_q: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -12,6 +12,7 @@ from jax import Array
 from .. import checks
 from ..models.transformer import Transformer
 from ..struct import static, struct
+from .in_pieces import mean_of_pieces, pieces_of
 
 
 @struct
@@ -49,8 +50,11 @@ class NextToken:
         return self.net.traced(params, tokens)[1]
 
     def loss(self, params: Any, key: Array) -> Array:
-        """L."""
-        return jnp.mean(self.losses(params, self.draw(key)))
+        """L, on a CPU a few sequences at a time."""
+        pieces = pieces_of(self.batch, self.task.T)
+        return mean_of_pieces(
+            lambda params, tokens: jnp.mean(self.losses(params, tokens)), params, self.draw(key), pieces
+        )
 
 
 def next_token(task: Any, net: Transformer, batch: int) -> NextToken:
