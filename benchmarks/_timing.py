@@ -68,6 +68,23 @@ def averaged(run: Callable[[], Any], shortest: float = 0.2) -> Callable[[], floa
     return call
 
 
+def by_count(run: Callable[[int], Any], seconds: float, seeds: int) -> tuple[Callable[[], Any], int]:
+    """A call of about so many seconds, and its seed-steps."""
+    run(2)
+    steps, spent = 2, 0.0
+    while spent < seconds / 4 and steps < 2**22:
+        steps *= 4
+        spent = min(_seconds(run, steps), _seconds(run, steps))
+    steps = max(2, round(steps * seconds / spent))
+    run(steps)
+    return (lambda: run(steps)), steps * seeds
+
+
+def _seconds(run: Callable[[int], Any], steps: int) -> float:
+    result, wall, _ = timed(lambda: run(steps))
+    return result if isinstance(result, float) else wall
+
+
 def compiled(function: Any, *args: Any, **static: Any) -> tuple[Callable[..., Any], float]:
     """The program of a jitted function for these arguments, and the seconds that tracing and compiling it took."""
     began = time.perf_counter()

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from _timing import Timing, figures, interleaved, machine, table, timed
+from _timing import Timing, by_count, figures, interleaved, machine, table
 from peers import jax_heads
 
 import icldyn as ic
@@ -91,23 +91,6 @@ def ours(weights: dict[str, np.ndarray], seed: int, zero_blocks: bool) -> Any:
     D = U.shape[2]
     model = ic.merged(D, H, zero_blocks=zero_blocks)
     return ic.heads.given(model, v=v[:, D] if zero_blocks else v, U=U[:, :D] if zero_blocks else U)
-
-
-def by_count(run: Callable[[int], Any], seconds: float, seeds: int) -> tuple[Callable[[], Any], int]:
-    """A call of about so many seconds, and its seed-steps."""
-    run(2)
-    steps, spent = 2, 0.0
-    while spent < seconds / 4 and steps < 2**22:
-        steps *= 4
-        spent = min(_seconds(run, steps), _seconds(run, steps))
-    steps = max(2, round(steps * seconds / spent))
-    run(steps)
-    return (lambda: run(steps)), steps * seeds
-
-
-def _seconds(run: Callable[[int], Any], steps: int) -> float:
-    result, wall, _ = timed(lambda: run(steps))
-    return result if isinstance(result, float) else wall
 
 
 def trained(objective: Any, init: Any, S: int, steps: int) -> float:

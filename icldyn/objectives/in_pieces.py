@@ -11,7 +11,7 @@ ROWS = 384  # at a time on a CPU: what a small transformer keeps of so many toke
 
 
 def pieces_of(batch: int, rows: int) -> int:
-    """Into how many equal pieces to cut a batch of so many rows each: one on an accelerator."""
+    """Into how many equal pieces to cut a batch of so many rows each; one on an accelerator."""
     if jax.default_backend() != "cpu":
         return 1
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * rows <= ROWS))
