@@ -100,12 +100,9 @@ def trained(objective: Any, init: Any, S: int, steps: int) -> float:
 
 
 def block(objective: Any) -> int | None:
-    """Seeds in a block: more than by default where seeds share a matrix, half of them on each of two cores for one stream.
-
-    And 8 for a dictionary, whose exact loss has no batch for the default to go by.
-    """
+    """Seeds in a block: more than by default where seeds share a matrix, half of them on each of two cores for one stream."""
     if not getattr(objective, "lanes_last", False):
-        return 8 if hasattr(objective, "start") else None
+        return None
     return S_SHARED // 2 if getattr(objective, "shared", False) else 128
 
 

@@ -21,8 +21,23 @@ SLAB = {"seed": 2**22, "time": 2**24}  # bytes that statistics read at a time: a
 def named_dims(
     values: Mapping[str, np.ndarray], lead: tuple[str, ...], own: Mapping[str, tuple[str, ...]] | None, ndim: int
 ) -> dict[str, tuple[str, ...]]:
-    """Dimensions of every value: `lead`, then those named in `own` or NAME_0, NAME_1 ...; its first `ndim` axes are led."""
-    return {n: lead + tuple((own or {}).get(n, [f"{n}_{k}" for k in range(v.ndim - ndim)])) for n, v in values.items()}
+    """Dimensions of every value: `lead`, then those named in `own` or NAME_0, NAME_1 ...; its first `ndim` axes are led.
+
+    Raises:
+        icldyn.BadArgument: if a value has other than its axes named, or one name two lengths, which no stored run can have.
+    """
+    dims, seen = {}, {}
+    for name, value in values.items():
+        axes = tuple((own or {}).get(name, [f"{name}_{k}" for k in range(value.ndim - ndim)]))
+        if len(axes) != value.ndim - ndim:
+            raise checks.refuse("dims", f"name the {value.ndim - ndim} axes of `{name}`", axes)
+        for axis, size in zip(axes, value.shape[ndim:], strict=True):
+            first, before = seen.setdefault(axis, (name, size))
+            if before != size:
+                must = f"give one name one length, but {axis!r} has {before} entries in `{first}` and {size} in `{name}`"
+                raise checks.BadArgument(f"Argument `dims` must {must}.")
+        dims[name] = lead + axes
+    return dims
 
 
 @dataclasses.dataclass(frozen=True)

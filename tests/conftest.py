@@ -38,6 +38,16 @@ def pytest_configure(config):
     jax.config.update("jax_debug_key_reuse", True)
 
 
+SLOW = ("tests/studies/", "tests/test_notebooks.py", "tests/test_sweep.py", "tests/engine/test_spmd.py")
+
+
+def pytest_collection_modifyitems(items):
+    root = Path(__file__).parents[1]
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def compile_cache():
     """Environment in which the processes of a test session share what they compiled."""

@@ -35,6 +35,7 @@ def test_run_leaves_a_folder_with_data_config_versions_and_figures(smoke_run):
 
 def test_check_of_a_run_folder_measures_the_same_numbers_again(smoke_run, capsys):
     out = smoke_run(STUDY)
+    capsys.readouterr()  # of making it, if this test is the first
     code, text, _ = said(capsys, "check", str(out), "--json")
     assert code == 0
     again, before = json.loads(text), json.loads((out / "result.json").read_text())["claims"]

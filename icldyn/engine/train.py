@@ -317,14 +317,21 @@ def _diverged_step(diverged: np.ndarray, records: Mapping[str, np.ndarray], reco
     return np.where(first == np.iinfo(np.int32).max, -1, first).astype(np.int32)
 
 
+def _crowd(experiment: Experiment) -> int:
+    """Prompts that a seed has in flight: those of its batch, few where they share them, many where they take turns."""
+    if experiment.traits["in_turn"]:
+        return 1024
+    side_by_side = experiment.traits["shared"] or experiment.traits["lanes_last"]
+    return 16 if side_by_side else getattr(experiment.objective, "batch", 16)
+
+
 def _with_block(experiment: Experiment, sink: Sink, options: Options) -> Experiment:
     """The experiment with its number of seeds in a block decided: as before, as asked, or by speed and memory."""
     if sink.block is not None:
         return dataclasses.replace(experiment, block=sink.block)
     if experiment.block is not None:
         return experiment
-    side_by_side = experiment.traits["shared"] or experiment.traits["lanes_last"]
-    wanted = default_block(16 if side_by_side else getattr(experiment.objective, "batch", 16))
+    wanted = default_block(_crowd(experiment))
     device = jax.local_devices()[0]
     room = memory(device)
     if room is None:

@@ -33,6 +33,11 @@ class TokenPopulation:
     task: Representations
     model: TokenAttention
 
+    @property
+    def batch(self) -> int:
+        """Columns of attention at once, by which the engine chooses its blocks."""
+        return self.model.K
+
     def start(self, key: Array, scale: Array) -> Params:
         """A fresh dictionary, its minimiser, w = 0 and Q ~ N(0, scale^2); the dtype is that of `scale`."""
         key_dictionary, key_Q = jax.random.split(key)

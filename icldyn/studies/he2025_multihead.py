@@ -186,15 +186,18 @@ def experiments(config: Config) -> dict[str, Any]:
             **common,
         ),
     }  # fmt: skip
-    adam = {"lr": config.adam_lr, "steps": config.adam_steps, "optimiser": optax.adam, "dims": DIMS}
+    adam = {"lr": config.adam_lr, "steps": config.adam_steps, "optimiser": optax.adam}
     two = ic.block_regression(config.tasks_L, OVERLAPPING, sigma2=config.sigma2)
     trained = [(f"heads{H}", H, task, config.adam_seeds) for H in config.H]
     for name, H, task_, count in [*trained, *((f"tasks{H}", H, two, config.tasks_seeds) for H in config.tasks_H)]:
         apart = _apart(task_, H)
-        measures = _measures(apart, PARTS if task_ is two else None)
+        measures, dims = (
+            _measures(apart, PARTS if task_ is two else None),
+            DIMS | ({"omega": ("head", "part")} if task_ is two else {}),
+        )
         out[name] = ic.Experiment(
             ic.attended(task_, apart, config.adam_batch), ic.softmax_attention.uniform(apart), seeds=count,
-            measures=measures, **adam,
+            measures=measures, dims=dims, **adam,
         )  # fmt: skip
     if config.instance_seeds:
         task, model = ic.block_regression(NOTES["L"], ic.disjoint([NOTES["d"]]), sigma2=NOTES["sigma2"]), _merged(5)

@@ -194,7 +194,6 @@ def _experiment(config: Config, objective: Any, init: Any, seeds: int) -> Any:
         steps=config.steps,
         records=config.steps // config.every + 1,
         optimiser=optimiser,
-        block=8,  # seeds take turns on a CPU, so that more would only be padding
         measures=measures,
         dims={
             "losses": ("position",),
