@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
     from .engine.spread import spread as spread
+    from .measures import autocorrelation as autocorrelation
     from .measures import head_coordinates as head_coordinates
+    from .measures import hessian as hessian
+    from .measures import llc as llc
     from .measures import modes as modes
+    from .measures import spectra as spectra
+    from .measures import subspace as subspace
+    from .measures import trajectory_pca as trajectory_pca
     from .measures import which_mode as which_mode
     from .models import deep_attention as deep_attention
     from .models import heads as heads
@@ -86,6 +92,7 @@ _HOME = {
     "attended": "objectives.attended",
     "attention_manifold": "theory",
     "attention_spectrum": "theory",
+    "autocorrelation": "measures",
     "block_regression": "tasks.block_regression",
     "context_regression": "theory",
     "cooccurrence": "tasks.cooccurrence",
@@ -106,10 +113,12 @@ _HOME = {
     "gradient_noise": "theory",
     "head_coordinates": "measures",
     "heads": "models",
+    "hessian": "measures",
     "initial_params": "engine.ensemble",
     "isotropic": "tasks.linear_regression",
     "linear_attention": "models.linear_attention",
     "linear_regression": "tasks.linear_regression",
+    "llc": "measures",
     "logistic": "theory",
     "looped": "theory",
     "looped_attention": "models",
@@ -129,13 +138,16 @@ _HOME = {
     "sentences": "objectives.sentences",
     "separate": "models.heads",
     "softmax_attention": "models",
+    "spectra": "measures",
     "spread": "engine.spread",
     "statistics": "objectives",
     "study_names": "study",
     "style": "plot.overlay",
+    "subspace": "measures",
     "token_encoder": "objectives.tokens",
     "token_population": "objectives.tokens",
     "token_sampled": "objectives.tokens",
+    "trajectory_pca": "measures",
     "which_mode": "measures",
     "word_attention": "models.word_attention",
     "word_space": "theory",

@@ -27,7 +27,7 @@ def test_run_leaves_a_folder_with_data_config_versions_and_figures(smoke_run):
     assert all(c["holds"] for c in result["claims"]) and result["wall_seconds"] > 0
     figures = sorted(p.name for p in (out / "figures").glob("*.png"))
     assert figures == [
-        "alignment.png", "conservation.png", "escape_and_fixed_point.png", "overlay.png", "phase_plane.png",
+        "alignment.png", "conservation.png", "escape_and_fixed_point.png", "exact_measures.png", "overlay.png", "phase_plane.png",
         "spread.png", "where_the_closed_form_holds.png",
     ]  # fmt: skip
     assert all((out / "figures" / name).stat().st_size > 20_000 for name in figures)

@@ -16,6 +16,10 @@ Conventions: loss 1/2 |y_q - yhat_q|^2, averaged over the batch; time t = lr x s
 attends to itself; the query's label is noiseless. Tasks share the eigenbasis of Sigma and are fresh in every prompt.
 How far the closed form reaches depends on spectrum and start too: the defaults were picked so that it is within 2% at N/d = 50;
 for s = (1, .6, .3, .15) from p = q = .1 the exact theory puts it 4.8% off there.
+
+What measures of trained networks make of these modes is read off the closed form of one instance (`exact_measures`): each dip
+of an effective rank, and each maximum of L'(t)^2, is the escape of one mode.
+
 A mode's gap is max over t of |mean over seeds of a(t) - theory| / a(infinity), a(infinity) the end of the exact flow.
 """
 
@@ -44,6 +48,8 @@ DRAWN = 400  # seeds drawn one by one, at most
 LINEAR = (
     0.1  # of shift over spread: above it the spread of seeds that leave a saddle is not yet, or no longer, Gaussian
 )
+EXACT = {"s": np.array((4.0, 2.0, 1.0, 0.5)), "N": 1000, "a0": 1e-4}  # the instance that measures are read off
+RIDGES = (0.1, 0.01, 0.001)  # lam of their subspace distance
 FLOW_STARTS = 64  # unaligned seeds whose own exact flow is solved
 
 
@@ -235,7 +241,40 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
             )
     main = _main_N(config)
     out["spread"] = _spread(config, main, seeds[f"N{main}"].t)
+    out["exact_measures"] = exact_measures()
     return out
+
+
+def exact_measures():
+    """er_k of q_1, L'(t)^2 and the ridge subspace distance along the closed form of one instance, where q_1 has sqrt(a_a(t))."""
+    import jax
+
+    s, N, t = EXACT["s"], EXACT["N"], np.arange(6001) / 100
+    a = np.asarray(ic.logistic.strength(t, np.full(s.size, EXACT["a0"]), s, N))
+    q, q_inf = np.sqrt(a), np.sqrt(np.asarray(ic.logistic.final_strength(s, N)))
+    descending = -np.sort(-q, axis=1)
+    ranks = [jax.vmap(lambda q, k=k: ic.spectra.effective_rank_of(q, k))(descending) for k in range(3)]
+    distances = jax.vmap(jax.vmap(ic.subspace.ridge_distance_of_modes, (None, None, 0)), (0, None, None))
+    loss = np.asarray(ic.logistic.loss(a, s, N))
+    values = {
+        "effective_rank": np.stack(ranks, axis=1),
+        "squared_slope": -np.asarray(ic.autocorrelation.local_curvature(t, loss)),
+        "ridge_distance": np.asarray(distances(q, q_inf, np.array(RIDGES))),
+    }
+    dims = {"effective_rank": ("time", "left_out"), "squared_slope": ("time",), "ridge_distance": ("time", "ridge")}
+    return ic.Trajectory(values, dims, {"t": (("time",), t)})
+
+
+def _exact_events(measures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Escape times (4,), times of the least er_k (3,) and of the local maxima of L'(t)^2."""
+    from scipy.signal import argrelmax
+
+    squared = measures["squared_slope"]
+    peaks = argrelmax(np.where(squared > 1e-12 * squared.max(), squared, 0))[
+        0
+    ]  # rounding of a loss at its end has some too
+    dips = measures["effective_rank"].argmin(axis=0)
+    return np.asarray(ic.logistic.escape_time(EXACT["s"], EXACT["N"], EXACT["a0"])), measures.t[dips], measures.t[peaks]
 
 
 def _spread(config: Config, N: int, t: np.ndarray):
@@ -441,13 +480,22 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
     near = np.abs(some["null_block_share"][:, -1] - flow["null_block_share"][:, -1]) < 0.05
     claim("Unaligned, all blocks: share of seeds that take the routes of their own exact flow", near.mean(), low=0.8)
 
+    escapes, dips, peaks = _exact_events(theory["exact_measures"])
+    for k, t in enumerate(dips):
+        sentence = f"Closed form: er_{k} of q_1 is least when mode {k + 1} escapes (relative distance in t)"
+        claim(sentence, abs(t / escapes[k] - 1), high=0.3)
+    apart = np.abs(peaks / escapes - 1).max() if peaks.size == escapes.size else np.inf
+    claim(
+        "Closed form: L'(t)^2 has one maximum for every mode, when it escapes (relative distance in t)", apart, high=0.3
+    )
+
     total = sum(run.finite().size for run in seeds.values())
     claim(f"Seeds that diverged, of {total:,}", sum(run.diverged for run in seeds.values()), high=0)
     return out
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
-    """The figures (a) to (j)."""
+    """The figures (a) to (m)."""
     import matplotlib.pyplot as plt
 
     with ic.style():
@@ -459,6 +507,7 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
             "where_the_closed_form_holds": _figure_closed_form(config, seeds, theory),
             "alignment": _figure_alignment(config, seeds, theory),
             "spread": _figure_spread(config, seeds, theory),
+            "exact_measures": _figure_exact_measures(theory["exact_measures"]),
         }
         for figure in drawn.values():
             figure.canvas.draw()
@@ -708,6 +757,31 @@ def _figure_spread(config: Config, seeds: Trajectories, theory: Trajectories) ->
     right.set(title=f"(j) its width, lr = {config.lr:g}, batch {config.batch}", xlabel="time $t$")
     right.set(ylabel=r"standard deviation of $a_\alpha$", xlim=(0, run.t[-1]), ylim=(0, None))
     right.legend(**OUTSIDE)
+    return figure
+
+
+def _figure_exact_measures(measures) -> Figure:
+    figure, (left, middle, right) = panels.row(3, 3.4, 2.9)
+    escapes, dips, peaks = _exact_events(measures)
+    curves = [
+        (left, "effective_rank", [f"$k$ = {k}" for k in range(3)]),
+        (middle, "squared_slope", [None]),
+        (right, "ridge_distance", [rf"$\lambda$ = {lam:g}" for lam in RIDGES]),
+    ]
+    for ax, name, labels in curves:
+        for k, t in enumerate(escapes):
+            ax.axvline(t, color="0.75", linewidth=0.8, label="escape of a mode" if k == 0 else None, zorder=0)
+        ax.plot(measures.t, measures[name].reshape(measures.t.size, -1), label=labels)
+        ax.set(xlabel="time $t$", xscale="log", xlim=(0.05, measures.t[-1]))
+        panels.plain_ticks(ax.xaxis, (0.1, 1, 10))
+    for k, t in enumerate(dips):
+        left.plot(t, measures["effective_rank"][:, k].min(), "o", color=f"C{k}", markersize=4)
+    middle.plot(peaks, np.interp(peaks, measures.t, measures["squared_slope"]), "o", color="C0", markersize=4)
+    left.set(title="(k) effective rank of $q_1$, less its top $k$", ylabel=r"$\mathrm{er}_k$", ylim=(0.9, 5.1))
+    middle.set(title="(l) squared slope of the loss", ylabel="$L'(t)^2$", yscale="log", ylim=(1e-6, 1e3))
+    right.set(title="(m) ridge subspace distance of $q_1$", ylabel=r"$D_\lambda$", ylim=(0, 1.02))
+    left.legend(loc="upper right", ncol=2)
+    right.legend(loc="lower left")
     return figure
 
 

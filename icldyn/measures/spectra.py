@@ -1,0 +1,67 @@
+"""How many directions a matrix uses: effective rank and its marginalised form, from a matrix or from its factors.
+
+Row-vector activations x W, one head: W_QK = W_Q W_K^T and W_OV = W_V W_O, of rank at most R. Everything is of one matrix; map it
+over heads, layers, checkpoints and seeds. Source: Roy and Vetterli 2007, "The effective rank".
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import entr
+from numpy.typing import ArrayLike
+
+from .. import checks
+
+RCOND = 1e-6  # singular values below so much of the largest are rounding
+
+
+class SVD(NamedTuple):
+    """M = U diag(s) Vh, thin: U (m, r), s (r,) descending, Vh (r, n)."""
+
+    U: Array
+    s: Array
+    Vh: Array
+
+
+def svd(M: ArrayLike) -> SVD:
+    """M = U diag(s) Vh of a matrix (m, n), r = min(m, n)."""
+    return SVD(*jnp.linalg.svd(jnp.asarray(M), full_matrices=False))
+
+
+def product_svd(A: ArrayLike, B: ArrayLike) -> SVD:
+    """A B = Q_A (R_A R_B^T) Q_B^T by QR of A (m, r) and of B^T (n, r), and the SVD of the core, r x r where r is smallest."""
+    Q_A, R_A = jnp.linalg.qr(jnp.asarray(A))
+    Q_B, R_B = jnp.linalg.qr(jnp.asarray(B).T)
+    U, s, Vh = jnp.linalg.svd(R_A @ R_B.T, full_matrices=False)
+    return SVD(Q_A @ U, s, Vh @ Q_B.T)
+
+
+def qk(W_Q: ArrayLike, W_K: ArrayLike) -> SVD:
+    """W_QK = W_Q W_K^T of one head, W_Q and W_K (D, R): rows are the key side, columns the query side."""
+    return product_svd(W_Q, jnp.asarray(W_K).T)
+
+
+def ov(W_V: ArrayLike, W_O: ArrayLike) -> SVD:
+    """W_OV = W_V W_O of one head, W_V (D, R) and W_O (R, D): rows are the write side, columns the read side."""
+    return product_svd(W_V, W_O)
+
+
+def effective_rank(M: ArrayLike, k: int = 0, rcond: ArrayLike = RCOND) -> Array:
+    """er_k of a matrix (m, n); `effective_rank_of` says what it is."""
+    return effective_rank_of(jnp.linalg.svd(jnp.asarray(M), compute_uv=False), k, rcond)
+
+
+def effective_rank_of(s: ArrayLike, k: int = 0, rcond: ArrayLike = RCOND) -> Array:
+    """er_k = exp(-sum_i p_i log p_i), p = s[k:] / sum(s[k:]), of singular values s (r,), descending: 1 <= er_k <= rank - k.
+
+    Marginalised (k > 0): what is left without the k leading directions. NaN where s[k] < rcond s[0], for then it is the entropy
+    of rounding, and of a matrix that is 0.
+
+    Raises:
+        icldyn.BadArgument: if `s` has no entry k.
+    """
+    s = jnp.asarray(s)
+    checks.integer("k", k, 0, s.shape[-1] - 1)
+    p = s[k:] / jnp.sum(s[k:])
+    return jnp.where(s[k] < rcond * s[0], jnp.nan, jnp.exp(jnp.sum(entr(p))))
