@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 from jax import Array
+from numpy.typing import ArrayLike
 
 from .. import checks
 from ..measures import fourier
 from .descend import OptimiserFactory
 
 SIDES = ("inside", "outside")
+HELD = ("order", "first", "inside", "shuffle")  # data among the params
 
 
 def adamw(
@@ -24,7 +26,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.98,
     warm_up: int = 10,
-    held: tuple[str, ...] = ("order", "shuffle"),
+    held: tuple[str, ...] = HELD,
 ) -> optax.GradientTransformation:
     """AdamW at rates lr min(step / warm_up, 1), step = 0, 1, ...; arrays named in `held` are data and do not decay."""
 
@@ -45,40 +47,53 @@ class Steered(NamedTuple):
     inner: Any
 
 
-def steered(
-    lr: Array, *, inner: OptimiserFactory, first: int, count: int, side: str = "inside", shuffled: bool = False
-) -> optax.GradientTransformation:
-    """Training that from step `first` on keeps the embedding of p tokens to a subspace of R^p, found at that step.
+def steering(first: ArrayLike, side: str, shuffle: Array) -> dict[str, Array]:
+    """What `steered` is told by the params: add it to those of a seed. Values change without compiling anew.
 
-        W_E[:p] <- Q (W_E[:p] + update),    Q = P + 1 1^T/p ("inside") or I - P ("outside"),
-
-    P the projector on cos and sin of the `count` frequencies that have most power in the seed's own W_E[:p] at step `first`.
-    With `shuffled` tokens change places in Q by the permutation that the params hold, "shuffle" (p,): a random subspace of the
-    same dimension, for the null distribution.
+    Args:
+        first: the step from which on the embedding keeps to its subspace.
+        side: "inside" the leading frequencies (and the constant), or "outside" them.
+        shuffle: (p,) a permutation of the tokens; 0, 1, ... for the seed's own subspace.
 
     Raises:
-        icldyn.BadArgument: if `side` is neither, or `count` or `first` is below 1.
+        icldyn.BadArgument: if `side` is neither.
     """
-    checks.one_of("side", side, SIDES), checks.integer("count", count, 1), checks.integer("first", first, 1)
+    inside = float(checks.one_of("side", side, SIDES) == "inside")
+    return {name: jnp.asarray(v, shuffle.dtype) for name, v in (("first", first), ("inside", inside))} | {
+        "shuffle": shuffle
+    }
+
+
+def steered(lr: Array, *, inner: OptimiserFactory, count: int) -> optax.GradientTransformation:
+    """Training that from a step on keeps the embedding of p tokens to a subspace of R^p, found at that step.
+
+        W_E[:p] <- Q (W_E[:p] + update),    Q = P + 1 1^T/p (inside) or I - P (outside),
+
+    P the projector on cos and sin of the `count` frequencies that have most power in the seed's own W_E[:p] then. The params
+    hold `steering`: the step, the side, and a permutation by which tokens change places in Q. A random one makes it a random
+    subspace of the same dimension, for the null distribution.
+
+    Raises:
+        icldyn.BadArgument: if `count` is below 1.
+    """
+    checks.integer("count", count, 1)
     optimiser = inner(lr)
 
     def init(params):
-        p = len(params["shuffle"])
-        nothing = jnp.zeros((p - 1) // 2, params["W_E"].dtype)
+        nothing = jnp.zeros((len(params["shuffle"]) - 1) // 2, params["W_E"].dtype)
         return Steered(jnp.zeros((), jnp.int32), nothing, optimiser.init(params))
 
     def update(grads, state, params):
         updates, now = optimiser.update(grads, state.inner, params)
-        p, W = len(params["shuffle"]), params["W_E"]
+        W, inside, place = params["W_E"], params["inside"], params["shuffle"].astype(jnp.int32)
+        p = len(place)
         found = fourier.leading(fourier.power(W[:p]), count)
-        chosen = jnp.where(state.step == first, found, state.chosen)
-        Q = fourier.projector(chosen)
-        Q = Q + 1 / p if side == "inside" else jnp.eye(p, dtype=Q.dtype) - Q
-        if shuffled:
-            place = params["shuffle"].astype(jnp.int32)
-            Q = Q[place[:, None], place[None]]
-        moved = (W + updates["W_E"]).at[:p].set(Q @ (W + updates["W_E"])[:p])
-        step = jnp.where(state.step >= first, moved - W, updates["W_E"])
+        chosen = jnp.where(state.step == params["first"], found, state.chosen)
+        P = fourier.projector(chosen)
+        Q = inside * (P + 1 / p) + (1 - inside) * (jnp.eye(p, dtype=P.dtype) - P)
+        moved = W + updates["W_E"]
+        moved = moved.at[:p].set(Q[place[:, None], place[None]] @ moved[:p])
+        step = jnp.where(state.step >= params["first"], moved - W, updates["W_E"])
         return updates | {"W_E": step}, Steered(state.step + 1, chosen, now)
 
     return optax.GradientTransformation(init, update)

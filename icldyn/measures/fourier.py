@@ -5,8 +5,8 @@ M = (p - 1)/2. A measure of all frequencies has them in order, k = 1 first; a ch
 Logits are those of all pairs, (p, p, p): first token, second token, answer.
 
 With u_cos and u_sin the unit vectors along cos(2 pi k (a + b)/p) and sin(2 pi k (a + b)/p) over pairs, a frequency's part of
-the logits L is C_k = u_cos u_cos^T L + u_sin u_sin^T L. Excluded logits are L - sum_k C_k over the key frequencies; restricted ones are
-sum_k C_k and the mean over pairs of the rest.
+the logits L is C_k = u_cos u_cos^T L + u_sin u_sin^T L. Excluded logits are L - sum_k C_k over the key frequencies; restricted
+ones are sum_k C_k and the mean over pairs of the rest.
 """
 
 import jax
@@ -78,6 +78,19 @@ def neuron_shares(neurons: Array) -> Array:
     return (_by_frequency(const) + blocks) / jnp.maximum(total, jnp.finfo(total.dtype).tiny)[None]
 
 
+def phase_alignment(A: Array, B: Array, W: Array) -> Array:
+    """Mean of cos(phi1 + phi2 - phi3) over neurons, of A, B (p, N) and W (N, p), at the frequency that is largest in all.
+
+    Neurons count by the product of their three amplitudes there. 1 for the closed form of Gromov, about 0 at random.
+    """
+    a, b, w = (_amplitudes(M) for M in (A, B, W.T))  # (M, N), complex
+    product = a * b * jnp.conj(w)
+    size = jnp.abs(product)
+    own = jnp.argmax(size, axis=0)[None]
+    product, size = (jnp.take_along_axis(x, own, axis=0) for x in (jnp.real(product), size))
+    return jnp.sum(product) / jnp.sum(size)
+
+
 def key_frequencies(shares: Array, least: int = 3, share: float = 0.5) -> Array:
     """Frequencies to which at least `least` neurons belong, with more than `share` of their variance; a mask (M,)."""
     own = jnp.argmax(shares, axis=0)[None] == jnp.arange(len(shares))[:, None]
@@ -124,6 +137,12 @@ def _transformed(W: Array) -> Array:
 def _by_frequency(squares: Array) -> Array:
     """Sums over cos and sin: (2M, ...) to (M, ...)."""
     return squares[0::2] + squares[1::2]
+
+
+def _amplitudes(W: Array) -> Array:
+    """e^(i phi) times the amplitude of cos(2 pi k n/p + phi) in every column of W (p, N), (M, N)."""
+    c = _transformed(W)
+    return c[0::2] - 1j * c[1::2]
 
 
 def _sums(p: int) -> np.ndarray:

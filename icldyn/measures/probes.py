@@ -42,9 +42,7 @@ def linear_classes(x: Array, label: Array, train: Array, classes: int, penalty: 
     return _accuracies(yhat, label, train)
 
 
-def logistic(
-    x: Array, label: Array, train: Array, classes: int, penalty: float = 1e-3, num_steps: int = 100
-) -> Scores:
+def logistic(x: Array, label: Array, train: Array, classes: int, penalty: float = 1e-3, num_steps: int = 100) -> Scores:
     """Accuracy of softmax regression, mean cross-entropy + (penalty / 2) ||W||^2, by steps of L-BFGS.
 
     Activations are scaled to a mean square of 1 first, all by the same number.

@@ -2,8 +2,8 @@
 
     A_nk = cos(2 pi f_k n/p + phi1_k),    B_mk = cos(2 pi f_k m/p + phi2_k),    W_kq = cos(2 pi f_k q/p + phi1_k + phi2_k)
 
-for the network f(n, m) = sum_k (A_nk + B_mk)^2 W_kq. The term 2 A B W of a neuron holds cos(2 pi f_k (n + m - q)/p)/2 whatever its
-phases; all others average out over them. So over phases
+for the network f(n, m) = sum_k (A_nk + B_mk)^2 W_kq. The term 2 A B W of a neuron holds cos(2 pi f_k (n + m - q)/p)/2
+whatever its phases; all others average out over them. So over phases
 
     E f_q(n, m) = (1/2) sum_k cos(2 pi f_k (n + m - q)/p),
 

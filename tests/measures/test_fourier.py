@@ -46,11 +46,25 @@ def test_a_gromov_network_has_one_frequency_a_neuron_and_all_of_its_variance():
     assert np.array_equal(fourier.key_frequencies(jnp.asarray(shares)), [0, 1, 0, 1, 0])
 
 
+def test_phases_of_the_closed_form_add_up_and_random_ones_do_not():
+    frequency = gromov.cycled(P, 4000)
+    held = {k: jnp.asarray(v) for k, v in gromov.weights(P, frequency, *RNG.uniform(0, 2 * np.pi, (2, 4000))).items()}
+    np.testing.assert_allclose(fourier.phase_alignment(**held), 1, rtol=1e-12)
+    turned = gromov.weights(P, frequency, *RNG.uniform(0, 2 * np.pi, (2, 4000)))["W"]
+    found = fourier.phase_alignment(held["A"], held["B"], jnp.asarray(turned))
+    np.testing.assert_allclose(found, 0, atol=5 * (0.5 / 4000) ** 0.5)  # 5 standard errors
+    mirrored = np.cos(2 * np.pi / P * np.arange(P) * frequency[:, None] + 1)  # all phases 1
+    A = jnp.asarray(mirrored.T)
+    np.testing.assert_allclose(fourier.phase_alignment(A, A, jnp.asarray(mirrored)), np.cos(1), rtol=1e-12)
+
+
 def test_neuron_shares_are_those_of_the_two_dimensional_transform():
     neurons = RNG.normal(size=(P, P, 3)) + 4
     spectrum = np.abs(np.fft.fft2(neurons, axes=(0, 1))) ** 2
     spectrum[0, 0] = 0
-    wanted = [spectrum[np.ix_([0, k, P - k], [0, k, P - k])].sum((0, 1)) / spectrum.sum((0, 1)) for k in range(1, M + 1)]
+    wanted = [
+        spectrum[np.ix_([0, k, P - k], [0, k, P - k])].sum((0, 1)) / spectrum.sum((0, 1)) for k in range(1, M + 1)
+    ]
     np.testing.assert_allclose(fourier.neuron_shares(jnp.asarray(neurons)), wanted, rtol=1e-10)
     assert np.array_equal(fourier.neuron_shares(jnp.ones((P, P, 2))), np.zeros((M, 2)))
 

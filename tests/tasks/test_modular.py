@@ -23,7 +23,9 @@ def test_every_pair_is_for_training_or_for_test_once(p, split):
     assert (np.array_equal(train, train.T)) == (split == "unordered")
 
 
-@pytest.mark.parametrize(("p", "fraction", "wanted"), [(53, 0.6, 1682), (53, 0.5, 1403), (31, 0.6, 572), (31, 0.75, 719)])
+@pytest.mark.parametrize(
+    ("p", "fraction", "wanted"), [(53, 0.6, 1682), (53, 0.5, 1403), (31, 0.6, 572), (31, 0.75, 719)]
+)
 def test_as_many_pairs_train_as_quoted_up_to_the_diagonal(p, fraction, wanted):
     task = modular(p, fraction=fraction)
     assert task.train == int(fraction * p * (p + 1) / 2)

@@ -18,7 +18,15 @@ def test_the_closed_form_answers_every_pair(p, N):
 
 @pytest.mark.parametrize(
     ("p", "N", "wanted"),
-    [(11, 5, 0.240), (11, 20, 0.755), (11, 80, 1.0), (23, 11, 0.367), (23, 44, 0.950), (53, 26, 0.660), (53, 52, 0.907)],
+    [
+        (11, 5, 0.240),
+        (11, 20, 0.755),
+        (11, 80, 1.0),
+        (23, 11, 0.367),
+        (23, 44, 0.950),
+        (53, 26, 0.660),
+        (53, 52, 0.907),
+    ],
 )
 def test_accuracy_grows_with_the_number_of_neurons(p, N, wanted):
     found = [gromov.accuracy(drawn(p, N, seed)) for seed in range(8 if p < 50 else 3)]
