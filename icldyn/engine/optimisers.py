@@ -15,7 +15,6 @@ from .. import checks
 from ..measures import fourier
 from .descend import OptimiserFactory
 
-SIDES = ("inside", "outside")
 HELD = ("order", "first", "inside", "shuffle")  # data among the params
 
 
@@ -47,21 +46,16 @@ class Steered(NamedTuple):
     inner: Any
 
 
-def steering(first: ArrayLike, side: str, shuffle: Array) -> dict[str, Array]:
+def steering(first: ArrayLike, inside: ArrayLike, shuffle: Array) -> dict[str, Array]:
     """What `steered` is told by the params: add it to those of a seed. Values change without compiling anew.
 
     Args:
         first: the step from which on the embedding keeps to its subspace.
-        side: "inside" the leading frequencies (and the constant), or "outside" them.
+        inside: whether that is the span of the leading frequencies and the constant, or all that is outside of them.
         shuffle: (p,) a permutation of the tokens; 0, 1, ... for the seed's own subspace.
-
-    Raises:
-        icldyn.BadArgument: if `side` is neither.
     """
-    inside = float(checks.one_of("side", side, SIDES) == "inside")
-    return {name: jnp.asarray(v, shuffle.dtype) for name, v in (("first", first), ("inside", inside))} | {
-        "shuffle": shuffle
-    }
+    told = {"first": first, "inside": inside, "shuffle": shuffle}
+    return {name: jnp.asarray(value).astype(shuffle.dtype) for name, value in told.items()}
 
 
 def steered(lr: Array, *, inner: OptimiserFactory, count: int) -> optax.GradientTransformation:

@@ -142,7 +142,7 @@ def _by_frequency(squares: Array) -> Array:
 def _amplitudes(W: Array) -> Array:
     """e^(i phi) times the amplitude of cos(2 pi k n/p + phi) in every column of W (p, N), (M, N)."""
     c = _transformed(W)
-    return c[0::2] - 1j * c[1::2]
+    return jax.lax.complex(c[0::2], -c[1::2])
 
 
 def _sums(p: int) -> np.ndarray:

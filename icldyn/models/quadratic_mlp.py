@@ -1,10 +1,9 @@
 """A network of one hidden layer with squared units, on pairs of tokens (Gromov 2023, arXiv 2301.02679).
 
-    f(a, b) = (A[a] + B[b])^2 W,    A, B (p, N), W (N, p); no biases and no prefactors.
+f(a, b) = (A[a] + B[b])^2 W,    A, B (p, N), W (N, p); no biases and no prefactors.
 """
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from .. import checks

@@ -31,6 +31,11 @@ class ModularPairs:
     error: str = static()
 
     @property
+    def batch(self) -> int:
+        """Rows of a step: few seeds fit side by side."""
+        return self.task.train * (2 if self.task.symmetric else 1)
+
+    @property
     def in_turn(self) -> bool:
         """The pairs of one seed fill the caches of a core."""
         return True
@@ -88,7 +93,9 @@ def errors(f: Array, answer: Array, error: str) -> Array:
     return jax.nn.softplus(jax.nn.logsumexp(jnp.where(wanted > 0, -jnp.inf, behind), axis=1))
 
 
-def modular_pairs(task: Modular, model: QuadraticMLP | ModularTransformer, error: str = "cross-entropy") -> ModularPairs:
+def modular_pairs(
+    task: Modular, model: QuadraticMLP | ModularTransformer, error: str = "cross-entropy"
+) -> ModularPairs:
     """Training of a model on a task; its `start` is the `init` of an experiment.
 
     Args:
