@@ -25,6 +25,7 @@ is below 3e-7. The MLP's closed form is for accuracy and the structure of neuron
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from icldyn.study import Trajectories
 
-ARMS = {"outside": "own frequencies taken out", "inside": "only own frequencies left"}  # of the embedding
+ARMS = {"inside": "only own frequencies left", "outside": "own frequencies taken out"}  # of the embedding
 CONTROLS = {"undecayed": "no weight decay", "most": "most pairs train"}
 SCORES = ("test_loss", "train_accuracy", "test_accuracy")
 
@@ -51,7 +52,11 @@ class Config:
     """Settings, in the papers' letters."""
 
     seeds: int = 16
-    """Seeds of every run."""
+    """Seeds of every run but these two."""
+    seeds_most: int = 16
+    """Seeds of the control with most pairs in training; 0 leaves it out."""
+    seeds_outside: int = 16
+    """Seeds of the intervention that takes frequencies out; 0 leaves it out."""
     p: int = 53
     """Tokens of the transformer."""
     d: int = 64
@@ -92,18 +97,21 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=8, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=600, first=100,
+        seeds=8, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=600, first=100,
         p_mlp=31, N=128, fraction_mlp=0.6, steps_mlp=600, records=25,
     ),
     "laptop": Config(),
     "paper": Config(
-        seeds=32, p=113, d=128, d_head=32, d_mlp=512, fraction=0.3, split="ordered", lr=1e-3, wd=1.0, steps=40_000, first=2000,
+        seeds=32, seeds_most=32, seeds_outside=32, p=113, d=128, d_head=32, d_mlp=512, fraction=0.3, split="ordered", lr=1e-3,
+        wd=1.0, steps=40_000, first=2000,
         p_mlp=97, N=500, steps_mlp=4000, records=201,
     ),
 }  # fmt: skip
 
 SIZES = {
     "seeds": (2, 10**5),
+    "seeds_most": (0, 10**5),
+    "seeds_outside": (0, 10**5),
     "p": (5, 1024),
     "d": (1, 10**4),
     "d_head": (1, 10**4),
@@ -177,12 +185,14 @@ def experiments(config: Config) -> dict[str, Any]:
     weights = {name: functools.partial(_half, name) for name in objective.model.shapes}
     adamw = _adamw(config.wd)
     out = {"transformer": _run(config, objective, adamw, weights)}
-    out |= {"undecayed": _run(config, objective, _adamw(0.0)), "most": _run(config, most, adamw)}
+    out["undecayed"] = _run(config, objective, _adamw(0.0))
+    if config.seeds_most:
+        out["most"] = _run(config, most, adamw, seeds=config.seeds_most)
     steered = functools.partial(ic.optimisers.steered, inner=optimiser_factory(adamw), count=config.count)
-    for side in ARMS:
-        for shuffled in (False, True):
+    for side, count in {"inside": config.seeds, "outside": config.seeds_outside}.items():
+        for shuffled in (False, True) if count else ():
             start = Partial(_steered_start, objective, float(config.first), side == "inside", shuffled)
-            out[side + "_null" * shuffled] = _run(config, objective, steered, start=start)
+            out[side + "_null" * shuffled] = _run(config, objective, steered, start=start, seeds=count)
     mlp = _mlp(config)
     out["mlp"] = ic.Experiment(
         mlp,
@@ -197,11 +207,11 @@ def experiments(config: Config) -> dict[str, Any]:
     return out
 
 
-def _run(config: Config, objective, optimiser, measures=None, start=None):
+def _run(config: Config, objective, optimiser, measures=None, start=None, seeds=None):
     return ic.Experiment(
         objective,
         start or objective.start,
-        seeds=config.seeds,
+        seeds=seeds or config.seeds,
         lr=config.lr,
         steps=config.steps,
         measures=_scores(objective) | (measures or {}),
@@ -338,3 +348,357 @@ def _second_singular_value(objective, held) -> float:
     slopes = jax.lax.map(jax.grad(objective.loss), jax.tree.map(lambda w: w[::4], held))
     s = np.concatenate([np.linalg.svd(np.asarray(slopes[name]), compute_uv=False) for name in ("W_Q", "W_K")])
     return float((s[..., 1] / s[..., 0]).max())
+
+
+def crossing(step: np.ndarray, value: np.ndarray, level: float, rising: bool = True) -> np.ndarray:
+    """The step at which every row of `value` (S, T) first passes `level`, between records by a line; inf if it does not."""
+    passed = value >= level if rising else value <= level
+    out = np.full(len(value), np.inf)
+    for seed in np.flatnonzero(passed.any(1)):
+        k = passed[seed].argmax()
+        if k == 0:
+            out[seed] = step[0]
+            continue
+        before, after = value[seed, k - 1 : k + 1]
+        out[seed] = step[k - 1] + (level - before) / (after - before) * (step[k] - step[k - 1])
+    return out
+
+
+def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the median over seeds."""
+    picked = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
+    medians = np.median(values[picked], axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975), method="nearest")
+    return float(low), float(high)
+
+
+def _step(run) -> np.ndarray:
+    return run.coords["step"][1]
+
+
+def _at(run, name: str, level: float) -> np.ndarray:
+    """Steps at which an accuracy of the seeds reaches a level (S,)."""
+    return crossing(_step(run), run[f"{name}_accuracy"], level)
+
+
+def _lags(run, progress) -> dict[str, np.ndarray]:
+    """Step at which a measure has gone half its way, less that at which the test accuracy is 1/2; finite ones (S,).
+
+    A distance has gone half way at half its chance level, a loss at half its start.
+    """
+    step, grokked = _step(run), _at(run, "test", 0.5)
+    restricted, ov = progress["restricted"], progress["ov_distance"].mean(-1)
+    halves = {
+        "embedding": crossing(step, progress["distance"] / progress["chance"], 0.5, rising=False),
+        "OV, write side": crossing(step, ov / ov[:, :1], 0.5, rising=False),
+        "restricted loss": crossing(step, restricted / restricted[:, :1], 0.5, rising=False),
+    }
+    both = {name: np.isfinite(half) & np.isfinite(grokked) for name, half in halves.items()}
+    return {name: (half - grokked)[both[name]] for name, half in halves.items() if both[name].sum() > 1}
+
+
+def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Claim]:
+    """What the papers say and what was measured before, each decided by a number."""
+    out: list[Claim] = []
+
+    def claim(sentence: str, measured: Any, **limits) -> None:
+        out.append(Claim(sentence, float(measured), **limits))
+
+    _claims_of_grokking(config, seeds["transformer"], theory["progress"], claim)
+    _claims_of_coincidence(config, seeds["transformer"], theory["progress"], claim)
+    _claims_of_controls(seeds, claim)
+    _claims_of_interventions(seeds, claim)
+    _claims_of_mlp(config, seeds["mlp"], claim)
+    claim(
+        "Gradients of W_Q and W_K: second singular value over the first, largest",
+        theory["checks"]["rank_one"][0],
+        high=1e-6,
+    )
+    claim(
+        "Closed form of the quadratic network: accuracy over all pairs", theory["checks"]["closed_form"][0], low=0.999
+    )
+    total = sum(run.finite().size for run in seeds.values())
+    claim(f"Seeds that diverged, of {total:,}", sum(run.diverged for run in seeds.values()), high=0)
+    return out
+
+
+def _known(config: Config, low: float, high: float) -> dict[str, float]:
+    """Limits of what was measured at p = 53 before."""
+    return {"low": low, "high": high} if config == dataclasses.replace(SCALES["laptop"], seeds=config.seeds) else {}
+
+
+def _claims_of_grokking(config: Config, run, progress, claim) -> None:
+    train, half = _at(run, "train", 0.99), _at(run, "test", 0.5)
+    late = _at(run, "test", 0.95)
+    claim(
+        "Share of seeds whose training accuracy is .99 before their test accuracy is .5",
+        (train < half).mean(),
+        low=0.95,
+    )
+    claim("Step of training accuracy .99, median", np.median(train), **_known(config, 50, 200))
+    claim("Step of test accuracy .5, median", np.median(half), **_known(config, 325, 1300))
+    claim("Share of seeds with a test accuracy of .95 before the end", np.isfinite(late).mean(), low=0.5)
+    rank = progress["embedding_rank"]
+    falls = (rank[:, 0] > rank[:, -1]).mean()
+    claim("Share of seeds whose embedding's effective rank falls from start to end", falls, low=0.95)
+    for name, value in (("embedding", rank), ("OV", progress["ov_rank"].mean(-1))):
+        ends = np.median(value[:, [0, -1]], axis=0)
+        claim(f"Effective rank of {name} at the start, median", ends[0])
+        claim(f"Effective rank of {name} at the end, median", ends[1], high=0.9 * ends[0])
+    claim(
+        "Effective rank of QK at the end, largest mean over heads: 1 whatever happens",
+        progress["qk_rank"][:, -1].max(),
+        high=1.5,
+    )
+    worst = np.where(_step(run) >= late[:, None], run["loss"], 0).max()
+    claim("Training loss after a test accuracy of .95, largest: no late instability", worst, high=0.05)
+    claim("Key frequencies, mean over seeds", progress["keys"][:, 0].sum(1).mean(), low=1)
+    claim(
+        "Share of embedding power in the key frequencies at the end, median",
+        np.median(progress["key_share"][:, -1]),
+        low=0.5,
+    )
+
+
+def _claims_of_coincidence(config: Config, run, progress, claim) -> None:
+    lags, step = _lags(run, progress), _step(run)
+    half, train = _at(run, "test", 0.5), _at(run, "train", 0.99)
+    delay = np.median((half - train)[np.isfinite(half)])
+    claim("Delay: steps from training accuracy .99 to test accuracy .5, median", delay, low=0)
+    for name, lag in lags.items():
+        low, high = interval(lag)
+        limit = {"high": 0.0} if name == "restricted loss" else {}
+        claim(
+            f"Steps from test accuracy .5 until {name} is half way, median over {len(lag)} seeds",
+            np.median(lag),
+            **limit,
+        )
+        claim(f"Same, {name}: low end of the 95 % bootstrap interval", low)
+        claim(f"Same, {name}: high end", high)
+    before = (lags["restricted loss"] < 0).mean()
+    claim("Share of seeds whose restricted loss is half way before their test accuracy is", before, low=0.9)
+    excluded, memorised = progress["excluded"], step[None] >= train[:, None]
+    least = np.where(memorised, excluded, np.inf).min(1)
+    rise, limit = np.median(excluded[:, -1] / least), {"low": 2.0} if config.p == 53 else {}
+    claim("Excluded loss at the end over its least value once memorised, median: it rises", rise, **limit)
+
+
+def _claims_of_controls(seeds: Trajectories, claim) -> None:
+    run = seeds["undecayed"]
+    claim("Without weight decay: training accuracy at the end, least", run["train_accuracy"][:, -1].min(), low=0.99)
+    claim("Without weight decay: test accuracy at the end, largest", run["test_accuracy"][:, -1].max(), high=0.5)
+    if "most" in seeds:
+        delays = [_at(seeds[name], "test", 0.5) - _at(seeds[name], "train", 0.99) for name in ("most", "transformer")]
+        most, base = (np.median(d[np.isfinite(d)]) for d in delays)
+        claim("Most pairs train: delay over that of the transformer, medians", most / base, high=0.5)
+
+
+def _moved(seeds: Trajectories, arm: str) -> np.ndarray:
+    """Change of the step of test accuracy .5 by an intervention, seed by seed (S,); what does not come in time comes at the end."""
+    end = _step(seeds["transformer"])[-1]
+    with_, without = (np.minimum(_at(seeds[name], "test", 0.5), end) for name in (arm, "transformer"))
+    both = min(len(with_), len(without))
+    return with_[:both] - without[:both]
+
+
+def _claims_of_interventions(seeds: Trajectories, claim) -> None:
+    for side, title in ARMS.items():
+        if side not in seeds:
+            continue
+        own, null = (_moved(seeds, arm) for arm in (side, f"{side}_null"))
+        for words, moved in (("", own), (", null", null)):
+            low, high = interval(moved)
+            claim(f"Embedding, {title}{words}: change of the step of test accuracy .5, median", np.median(moved))
+            claim(f"Embedding, {title}{words}: low end of the 95 % bootstrap interval", low)
+            claim(f"Embedding, {title}{words}: high end", high)
+        claim(f"Embedding, {title}: share of seeds earlier than with a random subspace", (own < null).mean(), low=0.7)
+        beyond = (null[None] <= np.median(own)).mean()
+        claim(f"Embedding, {title}: share of the null distribution at or below the median change", beyond, high=0.3)
+    own, null = (seeds[arm]["test_accuracy"][:, -1] for arm in ("inside", "inside_null"))
+    claim("Only own frequencies left: test accuracy at the end, median", np.median(own), low=0.9)
+    claim("Only a random subspace left: the same", np.median(null), high=0.3)
+
+
+def _claims_of_mlp(config: Config, run, claim) -> None:
+    train, test = _at(run, "train", 0.99), _at(run, "test", 0.99)
+    small = (config.p_mlp, config.N) == (31, 128)
+    limits = [{"low": 75, "high": 300}, {"low": 225, "high": 1100}] if small else [{}, {}]
+    if (config.p_mlp, config.N) == (53, 256):
+        limits = [{"low": 225, "high": 900}, {"low": 625, "high": 2700}]
+    claim("Quadratic network: step of training accuracy .99, median", np.median(train), **limits[0])
+    claim("Quadratic network: step of test accuracy .99, median", np.median(test), **limits[1])
+    claim("Quadratic network: share of seeds that memorise first", (train < test).mean(), low=0.95)
+    start = run["participation"][:, 0].mean() / ic.modular_features.random_participation(config.p_mlp)
+    claim("Quadratic network: participation ratio of a neuron at the start over 4/(p + 1)", start, low=0.9, high=1.1)
+    ends = run["participation"][:, -1] / run["participation"][:, 0]
+    claim("Quadratic network: participation ratio, end over start, least", ends.min(), low=2)
+    claim(
+        "Quadratic network: cos(phi1 + phi2 - phi3) of the neurons at the end, least",
+        run["alignment"][:, -1].min(),
+        low=0.8,
+    )
+
+
+def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
+    """Grokking and what goes with it, the interventions, and the quadratic network."""
+    import matplotlib.pyplot as plt
+
+    out = {}
+    with ic.style():
+        figure, axes = plt.subplots(2, 3, figsize=(11.1, 6.2))
+        _draw_grokking(axes.ravel(), seeds, theory["progress"])
+        out["grokking"] = figure
+        arms = [side for side in ARMS if side in seeds]
+        figure, axes = panels.row(len(arms) + 1)
+        _draw_arms(axes, arms, config, seeds)
+        out["intervention"] = figure
+        figure, axes = panels.row(2)
+        _draw_mlp(axes, config, seeds["mlp"])
+        out["mlp"] = figure
+        for figure in out.values():
+            figure.canvas.draw()
+            plt.close(figure)
+    return out
+
+
+def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:
+    """Accuracies of the transformer, and the embedding's distance."""
+    run = seeds["transformer"]
+    _band(ax, run, run["train_accuracy"], "C0", "training")
+    _band(ax, run, run["test_accuracy"], "C1", "test")
+    _band(ax, run, theory["progress"]["distance"], "C2", "embedding's distance")
+    ax.set(xlabel="step", ylabel="accuracy, distance")
+    ax.legend(fontsize=7)
+
+
+def _band(ax, run, values: np.ndarray, color: str, label: str | None = None) -> None:
+    panels.band(ax, _step(run), np.quantile(values, (0.05, 0.5, 0.95), axis=0), color, label)
+
+
+def _draw_grokking(axes, seeds, progress) -> None:
+    run = seeds["transformer"]
+    accuracy, losses, distances, aligned, lags, ranks = axes
+    _band(accuracy, run, run["train_accuracy"], "C0", "training")
+    _band(accuracy, run, run["test_accuracy"], "C1", "test")
+    for name, dashes in zip(CONTROLS, ("--", ":"), strict=True):
+        if name in seeds:
+            label = f"test, {CONTROLS[name]}"
+            accuracy.plot(
+                _step(seeds[name]), seeds[name].quantile("test_accuracy", (0.5,))[0], f"k{dashes}", label=label
+            )
+    accuracy.set(xlabel="step", ylabel="accuracy", title=f"(a) {run.coverage}, 5–95 % band")
+    accuracy.legend(fontsize=7, loc="center right")
+    for k, (value, label) in enumerate(
+        [
+            (run["loss"], "training"),
+            (run["test_loss"], "test"),
+            (progress["restricted"], "restricted"),
+            (progress["excluded"], "excluded"),
+        ]
+    ):
+        _band(losses, run, np.maximum(value, 1e-8), f"C{k}", label)
+    losses.set(xlabel="step", ylabel="cross-entropy", yscale="log", title="(b) progress measures")
+    losses.legend(fontsize=7, loc="lower left")
+    _band(distances, run, progress["distance"], "C2", "embedding, chordal")
+    _band(distances, run, progress["ov_distance"].mean(-1), "C4", "OV, write side, mean of heads")
+    distances.axhline(progress["chance"].mean(), color="C2", linestyle=":", label="chance, embedding")
+    chance = ic.subspace.chance(*run["W_O"].shape[-2:])
+    distances.axhline(float(chance), color="C4", linestyle=":", label="chance, OV")
+    distances.set(xlabel="step", ylabel="distance to the last record", title="(c) subspaces", ylim=(-0.03, 1.35))
+    distances.legend(fontsize=7, loc="upper right")
+    _draw_aligned(aligned, run, progress)
+    _draw_lags(lags, run, progress)
+    _band(ranks, run, progress["embedding_rank"], "C2", "$W_E$")
+    _band(ranks, run, progress["ov_rank"].mean(-1), "C4", "OV, mean of heads")
+    _band(ranks, run, progress["qk_rank"], "C5", "QK, mean of heads")
+    ranks.set(xlabel="step", ylabel="effective rank", title="(f) effective ranks")
+    ranks.legend(fontsize=7)
+
+
+def _draw_aligned(ax, run, progress) -> None:
+    """Every seed on its own clock: steps from the one at which its test accuracy is 1/2."""
+    step, half = _step(run), _at(run, "test", 0.5)
+    kept, width = np.isfinite(half), 0.4 * step[-1]
+    clock = np.linspace(-width, width, 81)
+    shown = {"test accuracy": run["test_accuracy"], "embedding": progress["distance"] / progress["chance"]}
+    for (label, values), color in zip(shown.items(), ("C1", "C2"), strict=True):
+        curves = [
+            np.interp(clock, step - at, v, left=np.nan, right=np.nan)
+            for at, v in zip(half[kept], values[kept], strict=True)
+        ]
+        seen = np.isfinite(curves).sum(0) > kept.sum() / 2
+        panels.band(ax, clock[seen], np.nanquantile(np.array(curves)[:, seen], (0.05, 0.5, 0.95), axis=0), color, label)
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(
+        xlabel="step, from test accuracy 1/2",
+        ylabel="accuracy, distance over chance",
+        title="(d) each seed on its own clock",
+    )
+    ax.legend(fontsize=7)
+
+
+def _draw_lags(ax, run, progress) -> None:
+    for k, ((name, lag), color) in enumerate(zip(_lags(run, progress).items(), ("C2", "C4", "C3"), strict=False)):
+        rng = np.random.default_rng(k)
+        ax.plot(lag, k + rng.uniform(-0.15, 0.15, len(lag)), "o", markersize=3, color=color, alpha=0.6)
+        low, high = interval(lag)
+        ax.plot([low, high], [k + 0.28] * 2, color="k", linewidth=1.5)
+        ax.plot(np.median(lag), k + 0.28, "k|", markersize=8)
+        ax.text(0.02, k + 0.36, name, transform=ax.get_yaxis_transform(), fontsize=7)
+    ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(ylim=(-0.4, k + 0.7), yticks=[], xlabel="step of half way, less that of test accuracy 1/2")
+    ax.set_title("(e) a point a seed; median, 95 %")
+
+
+def _draw_arms(axes, arms: list[str], config: Config, seeds) -> None:
+    for ax, side, letter in zip(axes, arms, "ab", strict=False):
+        for arm, color, label in (
+            ("transformer", "0.5", "no intervention"),
+            (side, "C0", "own frequencies"),
+            (f"{side}_null", "C3", "random subspace"),
+        ):
+            _band(ax, seeds[arm], seeds[arm]["test_accuracy"], color, label)
+        ax.axvline(config.first, color="k", linestyle=":", linewidth=0.8)
+        ax.set(xlabel="step", ylabel="test accuracy", title=f"({letter}) {ARMS[side]}")
+        ax.legend(fontsize=7)
+    ax, end = axes[-1], config.steps
+    shown = [arm for side in arms for arm in (side, f"{side}_null")]
+    for k, arm in enumerate(shown):
+        moved = _moved(seeds, arm)
+        rng, color = np.random.default_rng(k), "C3" if arm.endswith("null") else "C0"
+        ax.plot(k + rng.uniform(-0.15, 0.15, len(moved)), moved, "o", markersize=3, color=color, alpha=0.6)
+        low, high = interval(moved)
+        ax.plot([k + 0.3] * 2, [low, high], "k", linewidth=1.5)
+        ax.plot(k + 0.3, np.median(moved), "k_", markersize=8)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    names = [f"{arm.removesuffix('_null')},\n{'random' if arm.endswith('null') else 'own'}" for arm in shown]
+    ax.set(xticks=range(len(shown)), xticklabels=names, ylabel=f"change of its step, at most to {end}")
+    ax.set_title(f"({'abc'[len(arms)]}) test accuracy 1/2, seed by seed")
+
+
+def _draw_mlp(axes, config: Config, run) -> None:
+    accuracy, neurons = axes
+    _band(accuracy, run, run["train_accuracy"], "C0", "training")
+    _band(accuracy, run, run["test_accuracy"], "C1", "test")
+    accuracy.set(xlabel="step", ylabel="accuracy", title=f"(a) quadratic network, {run.coverage}")
+    accuracy.legend(fontsize=7)
+    _band(neurons, run, run["participation"], "C2", "participation ratio, mean of neurons")
+    _band(neurons, run, run["alignment"], "C4", r"$\cos(\varphi_1+\varphi_2-\varphi_3)$")
+    gaussian = ic.modular_features.random_participation(config.p_mlp)
+    neurons.axhline(gaussian, color="k", linestyle="--", linewidth=1, label="Gaussian neurons, $4/(p+1)$")
+    neurons.axhline(1, color="k", linestyle=":", linewidth=1, label="closed form")
+    neurons.set(xlabel="step", title="(b) single frequencies, and their phases")
+    neurons.legend(fontsize=7, loc="center right", bbox_to_anchor=(1, 0.72))
+
+
+STUDY = Study(
+    title="Grokking in modular addition: subspaces, progress measures and an intervention, over seeds",
+    paper="Mainali and Teixeira 2025, arXiv 2504.12916",
+    scales=SCALES,
+    check=check,
+    experiments=experiments,
+    theories=theories,
+    claims=claims,
+    figures=figures,
+    panel=panel,
+)
