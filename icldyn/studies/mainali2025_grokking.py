@@ -97,8 +97,8 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=8, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=600, first=100,
-        p_mlp=31, N=128, fraction_mlp=0.6, steps_mlp=600, records=25,
+        seeds=8, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=500, first=100,
+        p_mlp=31, N=128, fraction_mlp=0.6, steps_mlp=600, records=21,
     ),
     "laptop": Config(),
     "paper": Config(
@@ -257,30 +257,32 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     import jax
 
     run, objective = seeds["transformer"], _transformer(config, config.fraction)
+    found = []
     with jax.enable_x64(True):
-        order = ic.initial_params(objective.start, seeds=[int(s) for s in run.coords["seed"][1]])["order"]
-        read = jax.jit(functools.partial(_read, objective))
-        found = []
+        order = ic.initial_params(objective.start, seeds=[int(s) for s in run.coords["seed"][1]])["order"].astype(float)
+        read, spaces = jax.jit(functools.partial(_read, objective)), jax.jit(functools.partial(_spaces, config.p))
+        distance, slope = jax.jit(_to_the_last, static_argnums=0), jax.jit(jax.grad(objective.loss))
         for seed in range(config.seeds):
-            weights = {name: run[name][seed].astype(float) for name in objective.model.shapes}
-            held = weights | {"order": np.broadcast_to(order[seed].astype(float), (config.records, len(order[seed])))}
-            found.append(read(held) | _subspaces(weights, np.asarray(read(held)["keys"][0])))
-        slope = _second_singular_value(objective, held)
+            held = {name: run[name][seed].astype(float) for name in objective.model.shapes}
+            values, space = read(held, order[seed]), spaces(held)
+            r = 2 * max(int(values["keys"][0].sum()), 1)
+            values |= space[1] | {"distance": distance(r, space[0])}
+            found.append(values | {"chance": np.full(config.records, ic.subspace.chance(r, config.p))})
+        some = range(0, config.records, 1 + config.records // 8)
+        slopes = [slope({name: w[k] for name, w in held.items()} | {"order": order[-1]}) for k in some]
     progress = {name: np.stack([np.asarray(one[name]) for one in found]) for name in found[0]}
-    rng, p = np.random.default_rng(0), config.p_mlp
-    closed = [
-        ic.modular_features.accuracy(
-            ic.modular_features.weights(
-                p, ic.modular_features.cycled(p, config.N), *rng.uniform(0, 2 * np.pi, (2, config.N))
-            )
-        )
-        for _ in range(3)
-    ]
-    ends = {"rank_one": np.array([slope]), "closed_form": np.array([np.mean(closed)])}
-    return {
-        "progress": _as_trajectory(run, progress),
-        "checks": ic.Trajectory(ends, dict.fromkeys(ends, ("time",)), {"t": (("time",), run.t[-1:])}),
-    }
+    s = np.stack([np.linalg.svd(one[name], compute_uv=False) for one in slopes for name in ("W_Q", "W_K")])
+    ends = {"rank_one": (s[..., 1] / s[..., 0]).max(), "closed_form": _closed_form(config)}
+    dims = dict.fromkeys(ends, ("time",))
+    checks_made = ic.Trajectory({n: np.array([v]) for n, v in ends.items()}, dims, {"t": (("time",), run.t[-1:])})
+    return {"progress": _as_trajectory(run, progress), "checks": checks_made}
+
+
+def _closed_form(config: Config) -> float:
+    """Accuracy of the closed form with as many neurons, mean of three draws of phases."""
+    form, p, N, rng = ic.modular_features, config.p_mlp, config.N, np.random.default_rng(0)
+    drawn = [form.weights(p, form.cycled(p, N), *rng.uniform(0, 2 * np.pi, (2, N))) for _ in range(3)]
+    return float(np.mean([form.accuracy(held) for held in drawn]))
 
 
 def _as_trajectory(run, values: dict[str, np.ndarray]):
@@ -290,21 +292,20 @@ def _as_trajectory(run, values: dict[str, np.ndarray]):
     return ic.Trajectory(values, dims, coords)
 
 
-def _read(objective, held):
-    """Fourier measures of one seed at all records, with the key frequencies of the last; `held` are its params (T, ...)."""
+def _read(objective, held, order):
+    """Fourier measures of one seed at all records, with the key frequencies of the last; `held` are its weights (T, ...)."""
     import jax
     import jax.numpy as jnp
 
     fourier, p = ic.fourier, objective.task.p
-    last = jax.tree.map(lambda w: w[-1], held)
-    pairs = objective.task.all_pairs(last["order"].dtype)
+    pairs, train = objective.task.all_pairs(order.dtype), objective.task.training(order)
+    last = {name: w[-1] for name, w in held.items()}
     shares = fourier.neuron_shares(objective.model.neurons(last, pairs.a, pairs.b).reshape(p, p, -1))
     keys = fourier.key_frequencies(shares)
-    train = objective.task.training(last["order"])
     weight = jnp.zeros((p, p)).at[train.a, train.b].add(train.weight)
 
-    def at(params):
-        L, power = objective.logits(params), fourier.power(params["W_E"][:p])
+    def at(weights):
+        L, power = objective.logits(weights | {"order": order}), fourier.power(weights["W_E"][:p])
         return {
             "keys": keys,
             "explained": jnp.mean(jnp.max(shares, axis=0) > 0.85),
@@ -313,41 +314,38 @@ def _read(objective, held):
             "top_share": fourier.top_share(power),
             "gini": fourier.gini(power),
             "key_share": power @ keys / jnp.sum(power),
-            "squares": sum(jnp.sum(params[name] ** 2) for name in objective.model.shapes),
+            "squares": sum(jnp.sum(w**2) for w in weights.values()),
         }
 
     return jax.lax.map(at, held)
 
 
-def _subspaces(weights: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, Any]:
-    """Ranks of one seed, and distances to its last record: LAPACK, which stays out of programs that train."""
+def _spaces(p: int, held):
+    """Of one seed at all records: left singular vectors of W_E[:p]; ranks, and OV's distance to its last record.
+
+    By LAPACK, which stays out of the programs that train.
+    """
     import jax
 
-    p = weights["W_U"].shape[-1]
-    r = min(2 * max(int(keys.sum()), 1), weights["W_E"].shape[-1])
-    E = jax.vmap(ic.spectra.svd)(weights["W_E"][:, :p])
-    ov = jax.vmap(jax.vmap(ic.spectra.ov))(weights["W_V"], weights["W_O"])
-    qk = jax.vmap(jax.vmap(ic.spectra.qk))(weights["W_Q"], weights["W_K"])
-    last_E, last_ov = (jax.tree.map(lambda a: a[-1], one) for one in (E, ov))
-    rank = ic.spectra.effective_rank_of
-    chordal = functools.partial(ic.subspace.chordal_distance, r=r, side="column")
-    return {
-        "distance": jax.vmap(lambda one: chordal(one, last_E))(E),
-        "chance": np.full(len(weights["W_E"]), ic.subspace.chance(r, p)),
-        "ov_distance": jax.vmap(lambda one: jax.vmap(ic.subspace.distance)(one, last_ov))(ov),
-        "embedding_rank": jax.vmap(rank)(E.s),
-        "ov_rank": jax.vmap(jax.vmap(rank))(ov.s),
-        "qk_rank": jax.vmap(jax.vmap(rank))(qk.s).mean(1),
+    rank, every = ic.spectra.effective_rank_of, jax.vmap
+    E = every(ic.spectra.svd)(held["W_E"][:, :p])
+    ov = every(every(ic.spectra.ov))(held["W_V"], held["W_O"])
+    qk = every(every(ic.spectra.qk))(held["W_Q"], held["W_K"])
+    last = jax.tree.map(lambda a: a[-1], ov)
+    return E, {
+        "ov_distance": every(every(ic.subspace.distance), (0, None))(ov, last),
+        "embedding_rank": every(rank)(E.s),
+        "ov_rank": every(every(rank))(ov.s),
+        "qk_rank": every(every(rank))(qk.s).mean(1),
     }
 
 
-def _second_singular_value(objective, held) -> float:
-    """Largest over records, heads, W_Q and W_K of the gradient's second singular value over its first."""
+def _to_the_last(r: int, E):
+    """Chordal distance (T,) of the r leading left singular vectors to those of the last record."""
     import jax
 
-    slopes = jax.lax.map(jax.grad(objective.loss), jax.tree.map(lambda w: w[::4], held))
-    s = np.concatenate([np.linalg.svd(np.asarray(slopes[name]), compute_uv=False) for name in ("W_Q", "W_K")])
-    return float((s[..., 1] / s[..., 0]).max())
+    last = jax.tree.map(lambda a: a[-1], E)
+    return jax.vmap(lambda one: ic.subspace.chordal_distance(one, last, min(r, E.s.shape[-1]), "column"))(E)
 
 
 def crossing(step: np.ndarray, value: np.ndarray, level: float, rising: bool = True) -> np.ndarray:
@@ -437,7 +435,9 @@ def _claims_of_grokking(config: Config, run, progress, claim) -> None:
     )
     claim("Step of training accuracy .99, median", np.median(train), **_known(config, 50, 200))
     claim("Step of test accuracy .5, median", np.median(half), **_known(config, 325, 1300))
-    claim("Share of seeds with a test accuracy of .95 before the end", np.isfinite(late).mean(), low=0.5)
+    claim(
+        "Share of seeds with a test accuracy of .95 before the end", np.isfinite(late).mean(), **_known(config, 0.9, 1)
+    )
     rank = progress["embedding_rank"]
     falls = (rank[:, 0] > rank[:, -1]).mean()
     claim("Share of seeds whose embedding's effective rank falls from start to end", falls, low=0.95)
@@ -494,7 +494,7 @@ def _claims_of_controls(seeds: Trajectories, claim) -> None:
 
 
 def _moved(seeds: Trajectories, arm: str) -> np.ndarray:
-    """Change of the step of test accuracy .5 by an intervention, seed by seed (S,); what does not come in time comes at the end."""
+    """Change of the step of test accuracy .5 by an intervention, by seed (S,); one not in time is at the end."""
     end = _step(seeds["transformer"])[-1]
     with_, without = (np.minimum(_at(seeds[name], "test", 0.5), end) for name in (arm, "transformer"))
     both = min(len(with_), len(without))
