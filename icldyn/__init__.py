@@ -11,20 +11,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .checks import BadArgument as BadArgument
+    from .engine import optimisers as optimisers
     from .engine.ensemble import ensemble as ensemble
     from .engine.ensemble import initial_params as initial_params
     from .engine.experiment import Experiment as Experiment
     from .engine.flow import flow as flow
     from .engine.flow import gradient_flow as gradient_flow
-    from .engine.optimisers import clipped_adamw as clipped_adamw
     from .engine.spread import spread as spread
     from .measures import autocorrelation as autocorrelation
+    from .measures import fourier as fourier
     from .measures import head_coordinates as head_coordinates
     from .measures import head_scores as head_scores
     from .measures import hessian as hessian
     from .measures import icl_score as icl_score
     from .measures import llc as llc
     from .measures import modes as modes
+    from .measures import probes as probes
     from .measures import spectra as spectra
     from .measures import subspace as subspace
     from .measures import trajectory_pca as trajectory_pca
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .models.linear_attention import gaussian as gaussian
     from .models.linear_attention import given as given
     from .models.linear_attention import linear_attention as linear_attention
+    from .models.modular_transformer import modular_transformer as modular_transformer
+    from .models.quadratic_mlp import quadratic_mlp as quadratic_mlp
     from .models.transformer import transformer as transformer
     from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from .objectives import sampled as sampled
     from .objectives import statistics as statistics
     from .objectives.attended import attended as attended
+    from .objectives.modular_pairs import modular_pairs as modular_pairs
     from .objectives.next_token import next_token as next_token
     from .objectives.sentences import sentences as sentences
     from .objectives.sentences import word_start as word_start
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     from .tasks.linear_regression import linear_regression as linear_regression
     from .tasks.linear_regression import power_law as power_law
     from .tasks.markov import markov as markov
+    from .tasks.modular import modular as modular
     from .tasks.repeated_tokens import repeated_tokens as repeated_tokens
     from .tasks.representations import representations as representations
     from .tasks.trigger_bigrams import trigger_bigrams as trigger_bigrams
@@ -84,6 +90,7 @@ if TYPE_CHECKING:
     from .theory import looped as looped
     from .theory import markov_predictors as markov_predictors
     from .theory import mixtures as mixtures
+    from .theory import modular_features as modular_features
     from .theory import null_blocks as null_blocks
     from .theory import one_layer as one_layer
     from .theory import ridge_inference as ridge_inference
@@ -104,7 +111,6 @@ _HOME = {
     "attention_spectrum": "theory",
     "autocorrelation": "measures",
     "block_regression": "tasks.block_regression",
-    "clipped_adamw": "engine.optimisers",
     "context_regression": "theory",
     "cooccurrence": "tasks.cooccurrence",
     "dataset": "objectives",
@@ -117,6 +123,7 @@ _HOME = {
     "ensemble": "engine.ensemble",
     "finite_pool": "theory",
     "flow": "engine.flow",
+    "fourier": "measures",
     "from_blocks": "models.linear_attention",
     "gaussian": "models.linear_attention",
     "given": "models.linear_attention",
@@ -141,12 +148,19 @@ _HOME = {
     "merged": "models.heads",
     "mixtures": "theory",
     "modes": "measures",
+    "modular": "tasks.modular",
+    "modular_features": "theory",
+    "modular_pairs": "objectives.modular_pairs",
+    "modular_transformer": "models.modular_transformer",
     "next_token": "objectives.next_token",
     "null_blocks": "theory",
     "one_layer": "theory",
+    "optimisers": "engine",
     "overlay": "plot.overlay",
     "population": "objectives",
     "power_law": "tasks.linear_regression",
+    "probes": "measures",
+    "quadratic_mlp": "models.quadratic_mlp",
     "queries": "objectives",
     "repeated_tokens": "tasks.repeated_tokens",
     "representations": "tasks.representations",

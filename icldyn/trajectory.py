@@ -34,7 +34,9 @@ def named_dims(
         for axis, size in zip(axes, value.shape[ndim:], strict=True):
             first, before = seen.setdefault(axis, (name, size))
             if before != size:
-                must = f"give one name one length, but {axis!r} has {before} entries in `{first}` and {size} in `{name}`"
+                must = (
+                    f"give one name one length, but {axis!r} has {before} entries in `{first}` and {size} in `{name}`"
+                )
                 raise checks.BadArgument(f"Argument `dims` must {must}.")
         dims[name] = lead + axes
     return dims

@@ -80,7 +80,7 @@ for layers in (1, 2):
         lr=4e-3,
         steps=STEPS,
         records=STEPS // EVERY + 1,
-        optimiser=ic.clipped_adamw,
+        optimiser=ic.optimisers.clipped_adamw,
         measures={f.__name__: Partial(f, objective) for f in (late_loss, scores, queries_and_keys)},
     )
 
@@ -152,10 +152,10 @@ with ic.style():
     axes[1].legend()
 
 # %% [markdown]
-# The grey strip is where seeds emerge. The subspace turns towards its end before; the rank goes through a minimum near it. Whether
-# that minimum is *the* sign of in-context learning needs more seeds, the one-layer control and an intervention:
+# The grey strip is where seeds emerge. The subspace turns towards its end before; the rank goes through a minimum near it.
+# Whether that minimum is *the* sign of in-context learning needs more seeds, the one-layer control and an intervention:
 #
 #     icldyn run mainali2025_attention_only
 #
-# does all three, with confidence intervals: remove the directions that keys are about to use, and the moment comes later; remove as
-# many random ones, and it does not.
+# does all three, with confidence intervals: remove the directions that keys are about to use, and the moment comes later;
+# remove as many random ones, and it does not.

@@ -180,9 +180,9 @@ def _experiment(config: Config, objective: Any, init: Any, seeds: int) -> Any:
     from jax.tree_util import Partial
 
     settings = {"b2": 0.99, "weight_decay": config.weight_decay}
-    optimiser = functools.partial(ic.clipped_adamw, **settings)
+    optimiser = functools.partial(ic.optimisers.clipped_adamw, **settings)
     if hasattr(objective, "plain"):
-        optimiser = functools.partial(ic.held_keys.holding, inner=ic.clipped_adamw, **settings)
+        optimiser = functools.partial(ic.held_keys.holding, inner=ic.optimisers.clipped_adamw, **settings)
     tokens = _evaluated(config)
     measures = {f.__name__.lstrip("_"): Partial(f, objective, tokens) for f in (_loss, _losses, _scores)}
     measures |= {f.__name__.lstrip("_"): Partial(f, objective) for f in (_factors, _ends)}
