@@ -27,8 +27,8 @@ from jax.tree_util import Partial
 
 import icldyn as ic
 
-SEEDS = int(os.environ.get("ICLDYN_SEEDS", 32)) // 4  # tests run this notebook with fewer
-STEPS, EVERY = 900, 25
+SEEDS = max(8, int(os.environ.get("ICLDYN_SEEDS", 64)) // 4)  # tests run this notebook with fewer
+STEPS, EVERY = 750, 25
 
 # %% [markdown]
 # ## The task, and what can be known
