@@ -565,7 +565,8 @@ def _draw_emergence(axes, config: Config, seeds, theory) -> None:
     late, when, score, heads = axes
     _draw_late(late, config, seeds, theory)
     late.set_title("(a) last quarter of positions")
-    late.legend(fontsize=7)
+    late.set(ylim=(0.6 * _level(theory, "bayes"), None))
+    late.legend(fontsize=7, ncol=3, loc="lower left")
     for n, L in enumerate(config.layers):
         run = seeds[f"L{L}"]
         t10, t50, t90 = _emergence(run, theory)
@@ -652,7 +653,7 @@ def _draw_pca(axes, config: Config, seeds, theory) -> None:
         ax.plot(*at, f"k{marker}", markersize=9, label=name.replace("b", "B"))
     first, second = (f"{share:.1%}" for share in pca.shares)
     ax.set(xlabel=f"component 1 ({first})", ylabel=f"component 2 ({second})", title="losses by position")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_arms(axes, config: Config, seeds, theory) -> None:
@@ -678,7 +679,8 @@ def _draw_arms(axes, config: Config, seeds, theory) -> None:
     null.hist(swapped, bins=40, color="0.7", label="arms swapped at random")
     null.axvline((t["own"] - t["random"]).mean(), color="C1", label=f"as it is, $p={probability:.2g}$")
     null.set(xlabel="mean delay, own less random (steps)", ylabel="swaps", title="(c) null distribution")
-    null.legend(fontsize=7)
+    null.set(ylim=(0, 1.35 * null.get_ylim()[1]))
+    null.legend(fontsize=7, loc="upper left")
 
 
 STUDY = Study(
