@@ -40,10 +40,13 @@ class ModularTransformer:
 
     def init(self, key: Array, scale: Array) -> Params:
         """N(0, 1) scale / sqrt d, of W_U scale / sqrt p, biases 0; the dtype is that of `scale`."""
-        out = {}
-        for k, (name, shape) in zip(jax.random.split(key, len(self.shapes)), self.shapes.items(), strict=True):
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        drawn = jax.random.normal(key, (sum(sizes),), scale.dtype)  # at once: many draws take long to compile
+        out, first = {}, 0
+        for size, (name, shape) in zip(sizes, self.shapes.items(), strict=True):
             std = 0.0 if name.startswith("b_") else (self.p if name == "W_U" else self.d) ** -0.5
-            out[name] = scale * std * jax.random.normal(k, shape, scale.dtype)
+            out[name] = scale * std * drawn[first : first + size].reshape(shape)
+            first += size
         return out
 
     def stream(self, params: Params, a: Array, b: Array) -> Array:
