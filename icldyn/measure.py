@@ -170,7 +170,7 @@ def _kernel(rcond: float, rank: int | None) -> Any:
             out[f"{kind}_norm"] = jnp.linalg.norm(M.s)
         return out
 
-    return jax.jit(jax.vmap(one_head))
+    return jax.vmap(one_head)
 
 
 def _same_shapes(one: weights.Checkpoint, heads: weights.Heads, last: weights.Heads) -> None:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from .. import checks
 from .one_by_one import one_by_one
 
-_eigenvalues = one_by_one(lambda T: jnp.linalg.eigvalsh(T))
+_eigenvalues = one_by_one(np.linalg.eigvalsh, lambda T: jnp.linalg.eigvalsh(T))
 
 
 class Estimate(NamedTuple):

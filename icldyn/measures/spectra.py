@@ -7,6 +7,7 @@ over heads, layers, checkpoints and seeds. Source: Roy and Vetterli 2007, "The e
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import entr
 from numpy.typing import ArrayLike
@@ -15,9 +16,13 @@ from .. import checks
 from .one_by_one import one_by_one
 
 RCOND = 1e-6  # singular values below so much of the largest are rounding
-_qr = one_by_one(lambda M: tuple(jnp.linalg.qr(M)))
-_svd = one_by_one(lambda M: tuple(jnp.linalg.svd(M, full_matrices=False)))
-_singular_values = one_by_one(lambda M: jnp.linalg.svd(M, compute_uv=False))
+_qr = one_by_one(lambda M: tuple(np.linalg.qr(M)), lambda M: tuple(jnp.linalg.qr(M)))
+_svd = one_by_one(
+    lambda M: tuple(np.linalg.svd(M, full_matrices=False)), lambda M: tuple(jnp.linalg.svd(M, full_matrices=False))
+)
+_singular_values = one_by_one(
+    lambda M: np.linalg.svd(M, compute_uv=False), lambda M: jnp.linalg.svd(M, compute_uv=False)
+)
 
 
 class SVD(NamedTuple):
@@ -35,8 +40,11 @@ def svd(M: ArrayLike) -> SVD:
 
 def product_svd(A: ArrayLike, B: ArrayLike) -> SVD:
     """A B = Q_A (R_A R_B^T) Q_B^T by QR of A (m, r) and of B^T (n, r), and the SVD of the core, r x r where r is smallest."""
-    Q_A, R_A = _qr(jnp.asarray(A))
-    Q_B, R_B = _qr(jnp.asarray(B).T)
+    A, B = jnp.asarray(A), jnp.asarray(B).T
+    if A.shape == B.shape:  # both in one go, so that neither waits for the other
+        (Q_A, Q_B), (R_A, R_B) = _qr(jnp.stack([A, B]))
+    else:
+        (Q_A, R_A), (Q_B, R_B) = _qr(A), _qr(B)
     U, s, Vh = _svd(R_A @ R_B.T)
     return SVD(Q_A @ U, s, Vh @ Q_B.T)
 

@@ -8,14 +8,17 @@ Source: Carroll et al. 2025, arXiv 2501.17745.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
 from .. import checks
 from .one_by_one import one_by_one
 
-_eigenvectors = one_by_one(lambda G: jnp.linalg.eigh(G)[1])
-_right_vectors = one_by_one(lambda F: jnp.linalg.svd(F, full_matrices=False)[2])
+_eigenvectors = one_by_one(lambda G: np.linalg.eigh(G)[1], lambda G: jnp.linalg.eigh(G)[1])
+_right_vectors = one_by_one(
+    lambda F: np.linalg.svd(F, full_matrices=False)[2], lambda F: jnp.linalg.svd(F, full_matrices=False)[2]
+)
 
 
 class JointPCA(NamedTuple):

@@ -263,11 +263,11 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     found = []
     with jax.enable_x64(True):
         order = ic.initial_params(objective.start, seeds=[int(s) for s in run.coords["seed"][1]])["order"].astype(float)
-        read, spaces = jax.jit(functools.partial(_read, objective)), jax.jit(functools.partial(_spaces, config.p))
+        read = jax.jit(functools.partial(_read, objective))
         distance, slope = jax.jit(_to_the_last, static_argnums=0), jax.jit(jax.grad(objective.loss))
         for seed in range(config.seeds):
             held = {name: run[name][seed].astype(float) for name in objective.model.shapes}
-            values, space = read(held, order[seed]), spaces(held)
+            values, space = read(held, order[seed]), _spaces(config.p, held)
             r = 2 * max(int(values["keys"][0].sum()), 1)
             values |= space[1] | {"distance": distance(r, space[0])}
             found.append(values | {"chance": np.full(config.records, ic.subspace.chance(r, config.p))})
@@ -326,7 +326,7 @@ def _read(objective, held, order):
 def _spaces(p: int, held):
     """Of one seed at all records: left singular vectors of W_E[:p]; ranks, and OV's distance to its last record.
 
-    By LAPACK, which stays out of the programs that train.
+    By LAPACK, which stays out of compiled programs.
     """
     import jax
 

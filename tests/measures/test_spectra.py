@@ -75,3 +75,13 @@ def test_a_map_of_maps_and_its_gradient_are_those_of_each_matrix():
 def test_more_directions_left_out_than_there_are_is_refused():
     with pytest.raises(ic.BadArgument, match="Argument `k` must be at most 2, but is 3"):
         spectra.effective_rank(np.eye(3), 3)
+
+
+def test_known_matrices_and_those_within_a_program_are_factorised_alike():
+    heads = jax.random.normal(jax.random.key(3), (2, 3, 7, 4))
+    known = jax.vmap(jax.vmap(spectra.qk))(heads, heads[::-1])
+    within = jax.jit(jax.vmap(jax.vmap(spectra.qk)))(heads, heads[::-1])
+    for found in (known, within):
+        product = jnp.einsum("abir,abr,abrj->abij", found.U, found.s, found.Vh)
+        np.testing.assert_allclose(product, jnp.einsum("abir,abjr->abij", heads, heads[::-1]), atol=1e-12)  # round-off
+    np.testing.assert_allclose(known.s, within.s, rtol=1e-12)  # round-off
