@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.custom_batching import custom_vmap
@@ -27,9 +28,10 @@ def one_by_one(known: Callable[[np.ndarray], Any], traced: Callable[[Array], Any
         return jax.tree.map(lambda a: a.reshape(*M.shape[:-2], *a.shape[1:]), found)
 
     def factorised(M: Array) -> Any:
-        if isinstance(M, jax.core.Tracer) or any(device.platform != "cpu" for device in M.devices()):
-            return looped(M)
-        return jax.tree.map(jax.numpy.asarray, known(np.asarray(M)))
+        elsewhere = isinstance(M, Array) and (
+            isinstance(M, jax.core.Tracer) or any(device.platform != "cpu" for device in M.devices())
+        )
+        return looped(M) if elsewhere else jax.tree.map(jnp.asarray, known(np.asarray(M)))
 
     @looped.def_vmap
     def _(axis_size: int, in_batched: list[bool], M: Array) -> tuple[Any, Any]:
