@@ -74,7 +74,7 @@ def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
         ({"p": 36}, "Argument `p` must be odd, but is 36."),
         ({"p_mlp": 4}, "Argument `p_mlp` must be at least 5, but is 4."),
         ({"count": 19}, "Argument `count` must be at most 18, the frequencies of `p`, but is 19."),
-        ({"first": 600}, "Argument `first` must be below `steps`, 600, but is 600."),
+        ({"first": 500}, "Argument `first` must be below `steps`, 500, but is 500."),
         ({"fraction": 1.0}, "Argument `fraction` must be positive and finite and at most 0.99, but is 1.0."),
         ({"fraction_mlp": 1e-4}, "Argument `fraction_mlp` must leave a pair to train on, but is 0.0001."),
         ({"split": "symmetric"}, "Argument `split` must be one of ordered, unordered, but is 'symmetric'."),
