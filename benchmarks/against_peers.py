@@ -59,6 +59,8 @@ class Settings:
     """Of one repeat of one program, roughly."""
     quick: bool = False
     """3 short repeats."""
+    softmax_only: bool = False
+    """Softmax attention alone, with its peers."""
     json: Path | None = None
     """Keep the numbers here."""
 
@@ -359,26 +361,8 @@ def shown(title: str, rows: dict[str, Row], found: dict[str, Timing], ceiling: d
     return rate
 
 
-def main(settings: Settings) -> None:
-    if settings.quick:
-        settings = dataclasses.replace(settings, repeats=3, seconds=0.3)
-    torch.set_num_threads(1)  # more threads only lower its steps per CPU-second
-    print(machine(), f"\nPyTorch {torch.__version__}, 1 thread\n")
-    groups = {"full batch": full_batch(settings), "online": online(settings), "softmax": softmax(settings)}
-    for sizes in ((8, 48, 24, 5, 16), (30, 200, 100, 20, 64)):  # a quarter of the paper's, and those
-        groups[f"dictionary, N = {sizes[0]}, H = {sizes[-1]}"] = dictionary(settings, *sizes)
-    groups["ceilings"] = ceilings()
-    for row in groups["ceilings"].values():
-        row.call()
-    runs = {(g, name): row.call for g, rows in groups.items() for name, row in rows.items()}
-    timings = interleaved(runs, settings.repeats)
-    found = {g: {name: timings[g, name] for name in rows} for g, rows in groups.items()}
-    ceiling = {
-        name: max(row.flop, row.normals) / (found["ceilings"][name].seconds * found["ceilings"][name].cores)
-        for name, row in groups["ceilings"].items()
-    }
-    rates = {g: shown(g, groups[g], found[g], ceiling) for g in groups if g != "ceilings"}
-    print(f"\nCeilings per CPU-second: {ceiling['floating point']:.3g} FLOP, {ceiling['normals']:.3g} normals.")
+def _linear(rates: dict[str, dict[str, float]]) -> None:
+    """The targets of linear attention."""
     full, on = rates["full batch"], rates["online"]
     best = max(v for k, v in on.items() if k.startswith("torch.func"))
     for blocks in ("all", "zero"):
@@ -391,6 +375,32 @@ def main(settings: Settings) -> None:
         for name, ratio in reached.items():
             mark = "reached" if ratio >= PROMISED[name] else "missed"
             print(f"{blocks} blocks, {name}: {figures(ratio)} times (target {PROMISED[name]:,.0f}): {mark}")
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(settings, repeats=3, seconds=0.3)
+    torch.set_num_threads(1)  # more threads only lower its steps per CPU-second
+    print(machine(), f"\nPyTorch {torch.__version__}, 1 thread\n")
+    groups = {"softmax": softmax(settings)}
+    if not settings.softmax_only:
+        groups = {"full batch": full_batch(settings), "online": online(settings)} | groups
+        for sizes in ((8, 48, 24, 5, 16), (30, 200, 100, 20, 64)):  # a quarter of the paper's, and those
+            groups[f"dictionary, N = {sizes[0]}, H = {sizes[-1]}"] = dictionary(settings, *sizes)
+    groups["ceilings"] = ceilings()
+    for row in groups["ceilings"].values():
+        row.call()
+    runs = {(g, name): row.call for g, rows in groups.items() for name, row in rows.items()}
+    timings = interleaved(runs, settings.repeats)
+    found = {g: {name: timings[g, name] for name in rows} for g, rows in groups.items()}
+    ceiling = {
+        name: max(row.flop, row.normals) / (found["ceilings"][name].seconds * found["ceilings"][name].cores)
+        for name, row in groups["ceilings"].items()
+    }
+    rates = {g: shown(g, groups[g], found[g], ceiling) for g in groups if g != "ceilings"}
+    print(f"\nCeilings per CPU-second: {ceiling['floating point']:.3g} FLOP, {ceiling['normals']:.3g} normals.")
+    if not settings.softmax_only:
+        _linear(rates)
     soft = rates["softmax"]
     peers = {"the best torch.func": max(v for k, v in soft.items() if k.startswith("torch.func"))} | soft
     for name, promised in PROMISED_SOFTMAX.items():

@@ -56,7 +56,7 @@ class Config:
     """Seeds of every run but these two."""
     seeds_most: int = 8
     """Seeds of the control with most pairs in training; 0 leaves it out."""
-    seeds_outside: int = 16
+    seeds_outside: int = 8
     """Seeds of the intervention that takes frequencies out; 0 leaves it out."""
     p: int = 53
     """Tokens of the transformer."""
@@ -76,7 +76,7 @@ class Config:
     """Learning rate of AdamW."""
     wd: float = 2.0
     """Weight decay."""
-    steps: int = 1500
+    steps: int = 1800
     """Steps of the transformer."""
     first: int = 200
     """Step from which on the embedding is kept to a subspace."""
@@ -92,7 +92,7 @@ class Config:
     """Its learning rate, with momentum 0.9."""
     steps_mlp: int = 1400
     """Its steps."""
-    records: int = 61
+    records: int = 73
     """Record times of every run."""
 
 
