@@ -263,7 +263,7 @@ def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:
     found = []
     with jax.enable_x64(True):
         order = ic.initial_params(objective.start, seeds=[int(s) for s in run.coords["seed"][1]])["order"].astype(float)
-        read, spaces = jax.jit(functools.partial(_read, objective)), jax.jit(functools.partial(_spaces, config.p))
+        read, spaces = jax.jit(functools.partial(_read, objective)), functools.partial(_spaces, config.p)
         distance, slope = jax.jit(_to_the_last, static_argnums=0), jax.jit(jax.grad(objective.loss))
         for seed in range(config.seeds):
             held = {name: run[name][seed].astype(float) for name in objective.model.shapes}
@@ -324,23 +324,29 @@ def _read(objective, held, order):
 
 
 def _spaces(p: int, held):
-    """Of one seed at all records: left singular vectors of W_E[:p]; ranks, and OV's distance to its last record.
+    """Of one seed at all records: the SVD of W_E[:p]; ranks, and OV's distance to its last record.
 
-    By LAPACK, which stays out of the programs that train.
+    The decompositions are numpy's: a compiled program with several of LAPACK's calls can wait for itself for ever on two cores.
     """
     import jax
 
-    rank, every = ic.spectra.effective_rank_of, jax.vmap
-    E = every(ic.spectra.svd)(held["W_E"][:, :p])
-    ov = every(every(ic.spectra.ov))(held["W_V"], held["W_O"])
-    qk = every(every(ic.spectra.qk))(held["W_Q"], held["W_K"])
+    rank, every, d_head = ic.spectra.effective_rank_of, jax.vmap, held["W_V"].shape[-1]
+    E = _svd(held["W_E"][:, :p], p)
+    ov = _svd(held["W_V"] @ held["W_O"], d_head)
+    qk = np.linalg.svd(held["W_Q"] @ held["W_K"].swapaxes(-1, -2), compute_uv=False)[..., :d_head]
     last = jax.tree.map(lambda a: a[-1], ov)
     return E, {
         "ov_distance": every(every(ic.subspace.distance), (0, None))(ov, last),
         "embedding_rank": every(rank)(E.s),
         "ov_rank": every(every(rank))(ov.s),
-        "qk_rank": every(every(rank))(qk.s).mean(1),
+        "qk_rank": every(every(rank))(qk).mean(1),
     }
+
+
+def _svd(M: np.ndarray, rank: int):
+    """Thin decompositions of matrices of at most this rank."""
+    U, s, Vh = np.linalg.svd(M, full_matrices=False)
+    return ic.spectra.SVD(U[..., :rank], s[..., :rank], Vh[..., :rank, :])
 
 
 def _to_the_last(r: int, E):
