@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 ARMS = {"inside": "only own frequencies left", "outside": "own frequencies taken out"}  # of the embedding
 CONTROLS = {"undecayed": "no weight decay", "most": "most pairs train"}
-BLOCK = 8  # seeds side by side: one fills a core
 SCORES = ("test_loss", "train_accuracy", "test_accuracy")
 
 
@@ -204,7 +203,6 @@ def experiments(config: Config) -> dict[str, Any]:
         measures=_scores(mlp) | {"participation": _participation, "alignment": _alignment},
         optimiser=functools.partial(optax.sgd, momentum=0.9),
         records=config.records,
-        block=BLOCK,
     )
     return out
 
@@ -219,7 +217,6 @@ def _run(config: Config, objective, optimiser, measures=None, start=None, seeds=
         measures=_scores(objective) | (measures or {}),
         optimiser=optimiser,
         records=config.records,
-        block=BLOCK,
     )
 
 
