@@ -11,7 +11,7 @@ BAD = {
     "he2025_multihead": {
         "seeds": 7, "flows": 1, "adam_seeds": 1, "instance_seeds": -1, "H": (2, 4), "d": 0, "L": 1, "sigma2": 0.0,
         "lrs": (0.02, 0.05), "batch": 0, "t_end": 0.5, "t_end_starts": 0.5, "spread": 0.5, "adam_lr": 0.0, "adam_batch": 0,
-        "adam_steps": 10, "draws": 100, "lengths": (20, 10),
+        "adam_steps": 10, "tasks_H": (5, 3), "tasks_seeds": 1, "tasks_L": 1, "draws": 100, "lengths": (20, 10),
     },
     "chen2024_multitask": {
         "seeds": 7, "flows": 1, "warm_seeds": 1, "instance_seeds": -1, "instance_batch": 0, "dx": 1, "dy": 1, "L": 1,
