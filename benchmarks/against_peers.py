@@ -235,7 +235,7 @@ def softmax(settings: Settings) -> dict[str, Row]:
     products = 2.0 * B * H * (D + 1) * (4 * N + 3 * D)  # logits, tokens seen, and both ways back; queries
     init = ic.heads.gaussian(model)
     for name, descended in (("attended", objective), ("sampled", ic.sampled(objective.task, model, B))):
-        drawn = float(B * (N * (D + 1) + 2 * D + 1))
+        drawn = float(B * (N + 2) * D)
         rows[f"icldyn {name}"] = Row(
             *by_count(functools.partial(trained, descended, init, S_OWN), t, S_OWN), products, drawn
         )
