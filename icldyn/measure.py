@@ -210,6 +210,8 @@ def verb(words: list[str]) -> int:
     """Run `icldyn measure`; returns the exit code."""
     import tyro
 
+    from .store.files import check_place
+
     if not words or words[0].startswith("-") and words[0] not in ("-h", "--help"):
         raise checks.BadArgument(
             "Argument `folder` must be a folder of checkpoints, but is missing: icldyn measure FOLDER."
@@ -225,8 +227,8 @@ def verb(words: list[str]) -> int:
         lambda: checks.real("rcond", options.rcond, least=0, most=1),
         lambda: None if options.rank is None else checks.integer("rank", options.rank, 1),
         lambda: None if options.num_heads is None else checks.integer("num-heads", options.num_heads, 1),
-        lambda: _place("figure", options.figure, PICTURES),
-        lambda: _place("out", options.out, (".csv",)),
+        lambda: check_place("figure", options.figure, PICTURES),
+        lambda: check_place("out", options.out, (".csv",)),
     )
     os.environ.setdefault(
         "OPENBLAS_NUM_THREADS", "1"
@@ -250,19 +252,9 @@ def verb(words: list[str]) -> int:
     return 0
 
 
-def _place(name: str, path: str | None, endings: tuple[str, ...]) -> None:
-    """Refuse what cannot be written, before any work."""
-    if path is None:
-        return
-    if Path(path).suffix not in endings:
-        raise checks.refuse(name, f"end in {' or '.join(endings)}", path)
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
-        raise checks.refuse(name, "be a file in a folder that exists", path)
-
-
 def _write(found: Measured, rows: list[dict[str, Any]], options: _Options) -> list[str]:
     from .plot.overlay import image_of
-    from .store.files import write_atomically
+    from .store.files import write_all
 
     contents = {}
     if options.figure is not None:
@@ -273,12 +265,7 @@ def _write(found: Measured, rows: list[dict[str, Any]], options: _Options) -> li
         writer.writeheader()
         writer.writerows(rows)
         contents[options.out] = table.getvalue().encode()
-    for path, content in contents.items():
-        try:
-            write_atomically(Path(path), content)
-        except OSError as error:
-            raise checks.BadArgument(f"{path!r} cannot be written: {error.strerror or error}.") from None
-    return list(contents)
+    return write_all(contents)
 
 
 def _print(found: Measured, rows: list[dict[str, Any]]) -> None:

@@ -411,20 +411,17 @@ def verb(words: list[str]) -> int:
 
 
 def _place(name: str, path: str | None, endings: tuple[str, ...], record: str) -> None:
-    """Refuse what cannot be written, before any work."""
-    if path is None:
-        return
-    if Path(path).suffix not in endings:
-        raise checks.refuse(name, f"end in {' or '.join(endings)}", path)
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
-        raise checks.refuse(name, "be a file in a folder that exists", path)
-    if Path(path).resolve() == Path(record).resolve():
+    """Refuse what cannot be written, or is the record itself, before any work."""
+    from .store.files import check_place
+
+    check_place(name, path, endings)
+    if path is not None and Path(path).resolve() == Path(record).resolve():
         raise checks.refuse(name, "be another file than the record", path)
 
 
 def _write(found: Replay, options: _Options) -> list[str]:
     from .plot.overlay import image_of
-    from .store.files import write_atomically
+    from .store.files import write_all
 
     contents = {}
     if options.figure is not None:
@@ -434,12 +431,7 @@ def _write(found: Replay, options: _Options) -> list[str]:
         arrays = io.BytesIO()
         np.savez(arrays, allow_pickle=False, step=np.arange(len(found.loss)), **curves, **found.weights)
         contents[options.out] = arrays.getvalue()
-    for path, content in contents.items():
-        try:
-            write_atomically(Path(path), content)
-        except OSError as error:
-            raise checks.BadArgument(f"{path!r} cannot be written: {error.strerror or error}.") from None
-    return list(contents)
+    return write_all(contents)
 
 
 def _print(found: Replay) -> None:

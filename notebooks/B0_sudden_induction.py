@@ -128,14 +128,19 @@ with ic.style():
 # it uses; without its two leading ones it tells of those that are still to grow. The *subspace distance* says how far the space
 # that it uses is from where it ends (here: the last record, so only its fall means something, not its end).
 
+
 # %%
-weights = np.asarray(runs[2]["queries_and_keys"], float)  # (seed, record, layer, Q or K, head, d, d_head)
-product = np.einsum("strhde,strhfe->strhdf", weights[:, :, :, 0], weights[:, :, :, 1])
-singular = np.linalg.svd(product, compute_uv=False)[..., :8]
-rest = singular[..., 2:] / singular[..., 2:].sum(-1, keepdims=True)
-rank = np.exp(-(rest * np.log(rest)).sum(-1)).mean(-1)  # mean over heads: (seed, record, layer)
-distance = jax.jit(jax.vmap(jax.vmap(ic.subspace.distance, (0, None))))  # over records, over seeds
-key_side = np.asarray(distance(product[:, :, 1, 0], product[:, -1, 1, 0]))
+def each(function):
+    """Over seeds, records and layers."""
+    return jax.vmap(jax.vmap(jax.vmap(function)))
+
+
+W_Q, W_K = np.moveaxis(runs[2]["queries_and_keys"], 3, 0)  # (seed, record, layer, head, d, d_head)
+spectra = each(jax.vmap(ic.spectra.qk))(W_Q, W_K)  # rows are the key side, columns the query side
+rank = each(lambda s: jax.vmap(lambda s: ic.spectra.effective_rank_of(s, 2))(s).mean())(spectra.s)  # mean over heads
+head = jax.tree.map(lambda a: a[:, :, 1, 0], spectra)  # the first head of layer 1
+to_the_end = jax.vmap(jax.vmap(ic.subspace.distance, (0, None)))  # over records, over seeds
+key_side = to_the_end(head, jax.tree.map(lambda a: a[:, -1], head))
 
 with ic.style():
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))

@@ -114,10 +114,10 @@ run = ic.ensemble(
 steps = run.coords["step"][1]
 
 # %%
-r = 8  # leading directions that are compared
-U = np.linalg.svd(np.asarray(run["embedding"], float), full_matrices=False)[0][..., :r]  # (seed, record, p, r)
-overlap = np.einsum("stpr,spq->strq", U, U[:, -1])
-distance = np.sqrt(np.maximum(1 - (overlap**2).sum((-1, -2)) / r, 0))  # chordal, to the last record
+r = 8  # leading directions that are compared: columns of the embedding, waves over tokens
+spectra = jax.vmap(jax.vmap(ic.spectra.svd))(run["embedding"])  # over seeds, over records
+to_the_end = jax.vmap(jax.vmap(lambda now, end: ic.subspace.chordal_distance(now, end, r, "column"), (0, None)))
+distance = to_the_end(spectra, jax.tree.map(lambda a: a[:, -1], spectra))
 power = np.asarray(jax.jit(jax.vmap(jax.vmap(ic.fourier.power)))(run["embedding"]))
 few = np.sort(power, -1)[..., -4:].sum(-1) / power.sum(-1)
 

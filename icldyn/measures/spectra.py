@@ -34,7 +34,7 @@ class SVD(NamedTuple):
 
 
 def svd(M: ArrayLike) -> SVD:
-    """M = U diag(s) Vh of a matrix (m, n), r = min(m, n)."""
+    """M = U diag(s) Vh of a matrix (m, n), r = min(m, n); of matrices (..., m, n) one after another within a program."""
     return SVD(*_svd(jnp.asarray(M)))
 
 

@@ -42,7 +42,7 @@ def distance(
     Raises:
         icldyn.BadArgument: of arrays that are known: if P is the identity, or M_inf is 0.
     """
-    M, M_inf = _svd(M), _svd(M_inf)
+    M, M_inf = _both(M, M_inf)
     _check_sides(M, M_inf, side)
     if rank is not None:
         checks.integer("rank", rank, 1, M.s.size)
@@ -56,7 +56,7 @@ def ridge_distance(M: ArrayLike | SVD, M_inf: ArrayLike | SVD, lam: ArrayLike, s
 
     lam > 0 has the units of M^2; the distance of M_inf from itself is above 0.
     """
-    M, M_inf = _svd(M), _svd(M_inf)
+    M, M_inf = _both(M, M_inf)
     _check_sides(M, M_inf, side)
     return residual(M.s**2 / (M.s**2 + lam), M, M_inf, side)
 
@@ -75,7 +75,7 @@ def chordal_distance(M: ArrayLike | SVD, M_inf: ArrayLike | SVD, r: int, side: s
     Raises:
         icldyn.BadArgument: if one of them has fewer than r directions.
     """
-    M, M_inf = _svd(M), _svd(M_inf)
+    M, M_inf = _both(M, M_inf)
     _check_sides(M, M_inf, side)
     checks.integer("r", r, 1, min(M.s.size, M_inf.s.size))
     overlap = _basis(M, side)[:r] @ _basis(M_inf, side)[:r].T
@@ -101,7 +101,7 @@ def refuse_degenerate(
     Raises:
         icldyn.BadArgument: if M spans the whole space, or M_inf is 0.
     """
-    M, M_inf = _svd(M), _svd(M_inf)
+    M, M_inf = _both(M, M_inf)
     if not M_inf.s[0] > 0:
         raise checks.BadArgument("Argument `M_inf` must have a singular value above 0, but has none: nothing to span.")
     if spans_all(M, side, rcond=rcond, rank=rank):
@@ -119,6 +119,14 @@ def residual(weights: Array, M: SVD, M_inf: SVD, side: str = "row", norm: str = 
     if checks.one_of("norm", norm, ("frobenius", "spectral")) == "spectral":
         return jnp.linalg.norm(left, ord=2) / M_inf.s[0]
     return jnp.sqrt(jnp.sum(left**2) / jnp.sum(M_inf.s**2))
+
+
+def _both(M: ArrayLike | SVD, M_inf: ArrayLike | SVD) -> tuple[SVD, SVD]:
+    """Their SVDs; those of two arrays of one shape in one go, so that neither waits for the other (`one_by_one`)."""
+    if isinstance(M, SVD) or isinstance(M_inf, SVD) or jnp.shape(M) != jnp.shape(M_inf):
+        return _svd(M), _svd(M_inf)
+    U, s, Vh = svd(jnp.stack([jnp.asarray(M), jnp.asarray(M_inf)]))
+    return SVD(U[0], s[0], Vh[0]), SVD(U[1], s[1], Vh[1])
 
 
 def _svd(M: ArrayLike | SVD) -> SVD:

@@ -55,6 +55,34 @@ def write_atomically(path: Path, content: bytes, exclusive: bool = False) -> Non
     sync(path.parent)
 
 
+def check_place(name: str, path: str | None, endings: tuple[str, ...]) -> None:
+    """Refuse a file that cannot be written, before any work; None is none.
+
+    Raises:
+        icldyn.BadArgument: if it has none of these endings, or is no file in a folder that exists.
+    """
+    if path is None:
+        return
+    if Path(path).suffix not in endings:
+        raise checks.refuse(name, f"end in {' or '.join(endings)}", path)
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise checks.refuse(name, "be a file in a folder that exists", path)
+
+
+def write_all(contents: Mapping[str, bytes]) -> list[str]:
+    """Write what a command was asked for, each file whole or not at all; returns their paths.
+
+    Raises:
+        icldyn.BadArgument: at the first that cannot be written, with the reason.
+    """
+    for path, content in contents.items():
+        try:
+            write_atomically(Path(path), content)
+        except OSError as error:
+            raise checks.BadArgument(f"{path!r} cannot be written: {error.strerror or error}.") from None
+    return list(contents)
+
+
 def unfinished_name(path: Path) -> Path:
     """A name to write under before the rename, which no other process on any host uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
