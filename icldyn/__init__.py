@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .models.transformer import transformer as transformer
     from .models.word_attention import word_attention as word_attention
     from .objectives import dataset as dataset
+    from .objectives import held_frequencies as held_frequencies
     from .objectives import held_keys as held_keys
     from .objectives import population as population
     from .objectives import queries as queries
@@ -132,6 +133,7 @@ _HOME = {
     "head_coordinates": "measures",
     "head_scores": "measures",
     "heads": "models",
+    "held_frequencies": "objectives",
     "held_keys": "objectives",
     "hessian": "measures",
     "icl_score": "measures",

@@ -106,7 +106,7 @@ class Layer(nn.Module):
         W_Q, W_K, W_V, W_O = (self.param(name, *of.drawn(shape, self.dtype)) for name, shape in shapes.items())
         q, k = (jnp.einsum("btd,hde->bhte", seen, W) for W in (W_Q, W_K))
         if of.positions == "rotary":
-            q, k = _turned(q), _turned(k)
+            q, k = turned(q), turned(k)
         scores = jnp.einsum("bhte,bhse->bhts", q, k)
         if of.positions == "relative":
             scores = scores + self._of_offsets(q)
@@ -212,7 +212,7 @@ def _masked(scores: Array, causal: bool) -> Array:
     return jnp.where(np.tril(np.ones((t, t), bool))[None, None], scores, -jnp.inf)
 
 
-def _turned(q: Array) -> Array:
+def turned(q: Array) -> Array:
     """q (B, H, t, d_head) turned in the planes (i, i + d_head/2) by t 10000^(-2i/d_head)."""
     t, half = q.shape[2], q.shape[3] // 2
     angle = np.arange(t)[:, None] * 10000.0 ** (-np.arange(half) / half)

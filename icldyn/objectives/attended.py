@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from .. import checks
 from ..models.linear_attention import Params
@@ -29,8 +29,7 @@ class Attended:
         d loss / d P_h = e s_h^T,    d loss / d Q_h = (sum_m a_hm (v_hm - w_h).e z_m) x_q^T,
 
     averaged over prompts. So every sum over tokens is known before the error is, and one pass takes all of them. Prompts lie in
-    the last axis, where the vectors of a CPU are, and sums are written out. The gradient is handed to `jax.grad` through a term
-    that is 0.
+    the last axis, where the vectors of a CPU are, and sums are written out.
     """
 
     task: BlockRegression
@@ -44,16 +43,17 @@ class Attended:
 
     def loss(self, params: Params, key: Array) -> Array:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
-        fixed = lax.stop_gradient(params)
-        P, Q = self.model.value(fixed), self.model.key_query(fixed)
         pieces = self.batch // PIECE if self.batch % PIECE == 0 else 1
+        known = functools.partial(_of_pieces, pieces, self.batch // pieces)
+        return handed(known, (self.model.value(params), self.model.key_query(params)), (self.task, key))
 
-        def piece(key):
-            return _slopes(P, Q, *self.task.prompts_last(key, self.batch // pieces))
 
-        keys = jax.random.split(key, pieces) if pieces > 1 else key[None]
-        value, slopes = jax.tree.map(lambda a: jnp.mean(a, axis=0), stored(piece, keys))
-        return handed(value, (self.model.value(params), self.model.key_query(params)), slopes)
+def _of_pieces(pieces: int, size: int, weights: tuple[Array, Array], drawn: tuple[BlockRegression, Array]) -> Any:
+    """The loss of prompts of the task, drawn from the key piece by piece, and its gradients."""
+    task, key = drawn
+    keys = jax.random.split(key, pieces) if pieces > 1 else key[None]
+    of_pieces = stored(lambda key: _slopes(*weights, *task.prompts_last(key, size)), keys)
+    return jax.tree.map(lambda a: jnp.mean(a, axis=0), of_pieces)
 
 
 def _slopes(P: Array, Q: Array, z: Array, x_q: Array, y_q: Array) -> tuple[Array, tuple[Array, Array]]:

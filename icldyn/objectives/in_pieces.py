@@ -1,5 +1,6 @@
 """A batch cut in pieces, and gradients that are known without being derived."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,34 +11,63 @@ from jax import Array, lax
 ROWS = 384  # at a time on a CPU: what a small transformer keeps of so many tokens stays in the second cache
 
 
+def on_cpu() -> bool:
+    """Whether caches decide, and not how many operations are started."""
+    return jax.default_backend() == "cpu"
+
+
 def pieces_of(batch: int, rows: int) -> int:
     """Into how many equal pieces to cut a batch of so many rows each; one on an accelerator."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return 1
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * rows <= ROWS))
 
 
-def handed(value: Array, params: Any, slopes: Any) -> Array:
-    """`value`, with `slopes` for its gradient by `params`: plus a term that is 0 and has them."""
-    linear = sum(jnp.sum(w * s) for w, s in zip(jax.tree.leaves(params), jax.tree.leaves(slopes), strict=True))
-    return value + linear - lax.stop_gradient(linear)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def handed(known: Callable[[Any, Any], tuple[Array, Any]], params: Any, data: Any) -> Array:
+    """The first of known(params, data), whose second is its gradient by params. The data, arguments of `known`, have none."""
+    return known(params, data)[0]
 
 
+def _handed(known: Callable[[Any, Any], tuple[Array, Any]], params: Any, data: Any) -> tuple[Array, Any]:
+    return known(params, data)
+
+
+def _by_handed(known: Callable[[Any, Any], tuple[Array, Any]], slopes: Any, by_value: Array) -> tuple[Any, None]:
+    return jax.tree.map(lambda a: by_value * a, slopes), None
+
+
+handed.defvjp(_handed, _by_handed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def mean_of_pieces(loss: Callable[[Any, Array], Array], params: Any, batch: Array, pieces: int) -> Array:
     """Mean of loss(params, piece) over equal pieces of a batch, its gradient taken piece by piece.
 
-    What a piece keeps for its gradient is as large as the piece: small ones leave it in the caches.
+    What a piece keeps for its gradient is as large as the piece: small ones leave it in the caches. The batch has no gradient.
     """
+    return _over_pieces(loss, params, batch, pieces)
+
+
+def _over_pieces(function: Callable[[Any, Array], Any], params: Any, batch: Array, pieces: int) -> Any:
+    """Mean of any function (params, piece) over the pieces."""
     if pieces == 1:
-        return loss(params, batch)
-    fixed = lax.stop_gradient(params)
-    cut = lax.stop_gradient(batch.reshape(pieces, -1, *batch.shape[1:]))
+        return function(params, batch)
+    cut = batch.reshape(pieces, -1, *batch.shape[1:])
 
-    def more(total, piece):
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(fixed, piece)), None
+    def more(total: Any, piece: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(params, piece)), None
 
-    nothing = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(jax.value_and_grad(loss), fixed, cut[0])
-    )
-    (value, slopes), _ = lax.scan(more, nothing, cut)
-    return handed(value / pieces, params, jax.tree.map(lambda a: a / pieces, slopes))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, params, cut[0]))
+    return jax.tree.map(lambda a: a / pieces, lax.scan(more, nothing, cut)[0])
+
+
+def _with_slopes(loss: Callable[[Any, Array], Array], params: Any, batch: Array, pieces: int) -> tuple[Array, Any]:
+    return _over_pieces(jax.value_and_grad(loss), params, batch, pieces)
+
+
+def _scaled(loss: Callable[[Any, Array], Array], pieces: int, slopes: Any, by_mean: Array) -> tuple[Any, None]:
+    return jax.tree.map(lambda a: by_mean * a, slopes), None
+
+
+mean_of_pieces.defvjp(_with_slopes, _scaled)

@@ -3,16 +3,18 @@
 L = mean over B sequences and T positions of -log softmax(logits_t)_{x_{t+1}}.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 
 from .. import checks
+from ..models import attention_only
 from ..models.transformer import Transformer
 from ..struct import static, struct
-from .in_pieces import mean_of_pieces, pieces_of
+from .in_pieces import mean_of_pieces, on_cpu, pieces_of
 
 
 @struct
@@ -42,19 +44,35 @@ class NextToken:
 
     def losses(self, params: Any, tokens: Array) -> Array:
         """-log p(x_{t+1}) of sequences (B, T + 1): (B, T), in nats."""
-        logits = self.net.logits(params, tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        if self._folds:
+            folded = attention_only.folded(self.net, params)
+            return lax.map(functools.partial(self._of_one, folded), tokens)
+        return _surprise(self.net.logits(params, tokens[:, :-1]), tokens[:, 1:], -1)
 
     def patterns(self, params: Any, tokens: Array) -> Array:
         """Where heads look on tokens (B, t), (layers, B, H, t, t)."""
         return self.net.traced(params, tokens)[1]
 
     def loss(self, params: Any, key: Array) -> Array:
-        """L, on a CPU a few sequences at a time."""
+        """L; on a CPU a few sequences at a time, or one by folded weights where the network has them."""
+        tokens = self.draw(key)
+        if self._folds:
+            folded = attention_only.folded(self.net, params)
+            return mean_of_pieces(lambda w, one: jnp.mean(self._of_one(w, one[0])), folded, tokens, self.batch)
         pieces = pieces_of(self.batch, self.task.T)
-        return mean_of_pieces(
-            lambda params, tokens: jnp.mean(self.losses(params, tokens)), params, self.draw(key), pieces
-        )
+        return mean_of_pieces(lambda w, piece: jnp.mean(self.losses(w, piece)), params, tokens, pieces)
+
+    @property
+    def _folds(self) -> bool:
+        return on_cpu() and attention_only.folds(self.net)
+
+    def _of_one(self, folded: Any, tokens: Array) -> Array:
+        """-log p of one sequence (T + 1,), by weights of `attention_only`."""
+        return _surprise(attention_only.logits(self.net, folded, tokens[:-1]), tokens[1:], 0)
+
+
+def _surprise(logits: Array, tokens: Array, axis: int) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens, axis=axis)
 
 
 def next_token(task: Any, net: Transformer, batch: int) -> NextToken:

@@ -179,9 +179,6 @@ def experiments(config: Config) -> dict[str, Any]:
     """The transformer, its controls and interventions, and the quadratic network."""
     check(config)
     import optax
-    from jax.tree_util import Partial
-
-    from icldyn.engine.descend import optimiser_factory
 
     objective, most = (_transformer(config, f) for f in (config.fraction, config.fraction_most))
     weights = {name: functools.partial(_half, name) for name in objective.model.shapes}
@@ -190,11 +187,13 @@ def experiments(config: Config) -> dict[str, Any]:
     out["undecayed"] = _run(config, objective, _adamw(0.0))
     if config.seeds_most:
         out["most"] = _run(config, most, adamw, seeds=config.seeds_most)
-    steered = functools.partial(ic.optimisers.steered, inner=optimiser_factory(adamw), count=config.count)
+    held = functools.partial(
+        ic.held_frequencies.holding, inner=ic.optimisers.adamw, weight_decay=config.wd, count=config.count
+    )
     for side, count in {"inside": config.seeds, "outside": config.seeds_outside}.items():
         for shuffled in (False, True) if count else ():
-            start = Partial(_steered_start, objective, float(config.first), side == "inside", shuffled)
-            out[side + "_null" * shuffled] = _run(config, objective, steered, start=start, seeds=count)
+            start = ic.held_frequencies.arm(objective, first=config.first, inside=side == "inside", shuffled=shuffled)
+            out[side + "_null" * shuffled] = _run(config, objective, held, start=start, seeds=count)
     mlp = _mlp(config)
     out["mlp"] = ic.Experiment(
         mlp,
@@ -241,17 +240,6 @@ def _participation(params):
 
 def _alignment(params):
     return ic.fourier.phase_alignment(*(params[name] for name in ("A", "B", "W")))
-
-
-def _steered_start(objective, first, inside, shuffled, key, scale):
-    """The start of a seed of `transformer`, and what `steered` is told."""
-    import jax
-    import jax.numpy as jnp
-
-    p = objective.task.p
-    shuffle = jax.random.permutation(jax.random.fold_in(key, 1), p)
-    shuffle = jnp.where(shuffled, shuffle, jnp.arange(p, dtype=shuffle.dtype)).astype(scale.dtype)
-    return objective.start(key, scale) | ic.optimisers.steering(first, inside, shuffle)
 
 
 def theories(config: Config, seeds: Trajectories) -> dict[str, Any]:

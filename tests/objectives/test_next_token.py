@@ -41,6 +41,24 @@ def test_a_mean_over_pieces_of_a_batch_is_the_loss(small):
         np.testing.assert_allclose(sum(p[name] for p in pieces) / 4, whole[name], rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("norm", [False, True], ids=["folded weights", "pieces"])
+def test_a_cpu_and_an_accelerator_have_one_loss_and_its_curvature(norm, monkeypatch):
+    objective = next_token(
+        markov(3, 8, alpha=1.0), ic.transformer(3, 8, layers=1, d=8, H=1, d_head=4, norm=norm), 2 * 48
+    )
+    params, key = start(objective, 20.0), jax.random.key(1)
+    direction = jax.tree.map(jnp.cos, params)
+
+    def curvature(params, key):
+        slope = jax.value_and_grad(lambda params: objective.loss(params, key))
+        return jax.jvp(slope, (params,), (direction,))
+
+    here = jax.jit(curvature)(params, jax.random.clone(key))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = jax.jit(lambda *args: curvature(*args))(params, jax.random.clone(key))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-12), here, there)  # round-off
+
+
 def test_seeds_learn_in_an_ensemble_and_gradients_are_clipped_before_adam(small):
     optimiser = functools.partial(clipped_adamw, clip=1e-3, b2=0.99, weight_decay=0.01)
     settings = {"seeds": 2, "lr": 0.01, "steps": 3, "records": 4, "block": 8, "dtype": "float64"}
