@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .measures import icl_score as icl_score
     from .measures import llc as llc
     from .measures import modes as modes
+    from .measures import over_seeds as over_seeds
     from .measures import probes as probes
     from .measures import spectra as spectra
     from .measures import subspace as subspace
@@ -150,6 +151,7 @@ _HOME = {
     "merged": "models.heads",
     "mixtures": "theory",
     "modes": "measures",
+    "over_seeds": "measures",
     "modular": "tasks.modular",
     "modular_features": "theory",
     "modular_pairs": "objectives.modular_pairs",

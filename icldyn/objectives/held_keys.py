@@ -4,9 +4,11 @@ W_K (d, d_head) of a head is the key side of W_QK = W_Q W_K^T. With an orthonorm
 
     D <- D - freeze P D - confine (I - P) D - remove P (W_K + D),    from step `since` on:
 
-freeze = 1 keeps P W_K as it is, confine = 1 all but that, and remove = 1 keeps the keys blind to U. U is either the head's own,
-the r leading directions of the key side at that step, found by one step of orthogonal iteration, U <- orth(W_QK^T W_QK U), with
-every step of training before; or, for the null distribution, a random one.
+freeze = 1 keeps P W_K as it is, confine = 1 all but that, and remove = 1 keeps the keys blind to U. U is one of three:
+- "own", the r leading directions of the key side at that step, found by one step of orthogonal iteration,
+  U <- orth(W_QK^T W_QK U), with every step of training before;
+- "random", r random directions of the stream, a null distribution;
+- "within", r random directions of the d_head that the head's keys span at that step: a stricter one, as these too carry its keys.
 
 The params hold the intervention, as {"net": weights, "arm": {...}}: arms of a study run one compiled program, and the same seed
 has the same weights and data in all arms until `since`. No factorisation of LAPACK is called within the program, which would stop
@@ -29,6 +31,7 @@ from ..struct import struct
 from .next_token import NextToken
 
 ACTIONS = ("none", "freeze", "confine", "remove")
+DIRECTIONS = ("own", "random", "within")
 
 
 @struct
@@ -92,7 +95,7 @@ def arm(
     *,
     rank: int,
     since: int,
-    own: bool = True,
+    directions: str = "own",
     draw: int = 0,
     layers: ArrayLike | None = None,
 ) -> Partial:
@@ -103,18 +106,22 @@ def arm(
         action: "none", "freeze", "confine" or "remove".
         rank: r, the same for all arms of a study, as it is a shape.
         since: the first step that is changed.
-        own: whether U is the head's own, or random.
+        directions: "own", "random" or "within".
         draw: which random one; a seed's are independent of its weights and data.
         layers: for every layer whether it is held, 0 or 1; all unless said.
 
     Raises:
-        icldyn.BadArgument: if the rank is above d_head, or an argument is not what it must be.
+        icldyn.BadArgument: if the rank is above d_head, that above d, or an argument is not what it must be.
     """
     net = objective.net
+    if net.d_head > net.d:
+        raise checks.refuse("objective", f"have heads no wider than its stream, d = {net.d}", net.d_head)
     checks.one_of("action", action, ACTIONS)
     held = checks.of_each("layers", 1.0 if layers is None else layers, net.layers)
     strengths = {name: held * (name == action) for name in ACTIONS[1:]}
-    about = {"since": float(checks.integer("since", since, 0)), "own": float(bool(own))}
+    checks.one_of("directions", directions, DIRECTIONS)
+    about = {"since": float(checks.integer("since", since, 0))}
+    about |= {name: float(name == directions) for name in ("own", "within")}
     draw = checks.integer("draw", draw, 0)
     return Partial(_start, objective, strengths | about, draw, np.zeros(checks.integer("rank", rank, 1, net.d_head)))
 
@@ -140,8 +147,8 @@ def holding(lr: Array, *, inner: Any, **settings: float) -> optax.GradientTransf
         layers = [f"layer_{n}" for n in range(len(state.U))]
         W_Q, W_K = (jnp.stack([net[layer][name] for layer in layers]) for name in ("W_Q", "W_K"))
         active = state.count >= told["since"]
-        follow = (told["own"] > 0) & ~active
-        U = jnp.where(follow, orthonormal(turned_to_keys(W_Q, W_K, state.U)), state.U)
+        U = jnp.where((told["own"] > 0) & ~active, orthonormal(turned_to_keys(W_Q, W_K, state.U)), state.U)
+        U = jnp.where((told["within"] > 0) & ~active, drawn_within(W_K, told["U"]), U)
         D = changed(jnp.stack([steps[layer]["W_K"] for layer in layers]), W_K, U, told, active.astype(U.dtype))
         steps = steps | {layer: steps[layer] | {"W_K": D[n]} for n, layer in enumerate(layers)}
         rest = jax.tree.map(jnp.zeros_like, told)
@@ -164,6 +171,14 @@ def turned_to_keys(W_Q: Array, W_K: Array, U: Array) -> Array:
     """W_QK^T W_QK U of all heads, (layers, H, d, r), from factors (layers, H, d, d_head)."""
     below = jnp.einsum("lhqe,lhke,lhkr->lhqr", W_Q, W_K, U)
     return jnp.einsum("lhke,lhqe,lhqr->lhkr", W_K, W_Q, below)
+
+
+def drawn_within(W_K: Array, random: Array) -> Array:
+    """Random directions (layers, H, d, r) of the column spaces of W_K (layers, H, d, d_head), from uniform ones of R^d.
+
+    The first d_head rows of uniform directions of R^d span uniform ones of R^d_head.
+    """
+    return jnp.einsum("lhde,lher->lhdr", orthonormal(W_K), orthonormal(random[:, :, : W_K.shape[-1]]))
 
 
 def orthonormal(U: Array) -> Array:

@@ -10,8 +10,9 @@ Here every seed has weights and a stream of data of its own, and all are measure
 - `L1` ... `L4`: that many layers. When every seed emerges (t10, t50, t90: which record first has so much of the way from the
   unigram level to the seed's own end), when er_k of the induction layer is least, and how far key, query, read and write side of
   W_QK and W_OV are from where they end;
-- `own`, `random`: the first seeds of two layers again, with an intervention from step `since` on, on the plateau: keys are made
-  blind to the `rank` leading directions of their own key side, or to as many random ones, which is the null distribution.
+- `own`, `random`, `within`: the first seeds of two layers again, with an intervention from step `since` on, on the plateau: keys
+  are made blind to the `rank` leading directions of their own key side, or, as null distributions, to as many random ones of the
+  stream, or of the space that the head's own keys span.
 
 Exact: the Bayes and unigram predictors. Ranks and distances are taken of the recorded weights, after training.
 
@@ -30,7 +31,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
-from icldyn.measures import icl_score
+from icldyn.measures import icl_score, over_seeds
 from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     from icldyn.study import Trajectories
 
 SIDES = {"key": ("qk", "row"), "query": ("qk", "column"), "write": ("ov", "row"), "read": ("ov", "column")}
-ARMS = {"L2": "trained on", "own": "own key directions removed", "random": "random directions removed"}
+ARMS = {
+    "L2": "trained on",
+    "own": "own key directions removed",
+    "random": "random directions removed",
+    "within": "random ones within the keys removed",
+}
 KS = (0, 1, 2)  # leading directions that er_k leaves out
 EVALUATION_KEY = 2**31 + 7  # no seed of a study is as large
 SCORED = 64  # sequences on which heads are scored
@@ -53,7 +59,7 @@ class Config:
     seeds: int = 32
     """Seeds of every depth."""
     held_seeds: int = 16
-    """Seeds of either intervention: the first of those of two layers."""
+    """Seeds of every intervention: the first of those of two layers."""
     layers: tuple[int, ...] = (1, 2, 3, 4)
     """Depths; two layers among them."""
     k: int = 8
@@ -161,7 +167,7 @@ def experiments(config: Config) -> dict[str, Any]:
     held = ic.held_keys.held_keys(_objective(config, 2))
     for name in ARMS:
         action, seeds = ("none", config.seeds) if name == "L2" else ("remove", config.held_seeds)
-        told = {"rank": config.rank, "since": config.since, "own": name != "random"}
+        told = {"rank": config.rank, "since": config.since, "directions": "own" if name == "L2" else name}
         out[name] = _experiment(config, held, ic.held_keys.arm(held, action, **told), seeds)
     return dict(sorted(out.items()))
 
@@ -339,18 +345,6 @@ def _dip(run, spectra, k: int = 2, first: int = 175) -> np.ndarray:
     return steps[np.argmin(np.where((steps < first)[None] | np.isnan(er), np.inf, er), axis=1)]
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over seeds, and the ends of its 95 % interval by bootstrap."""
-    from scipy import stats
-
-    values = values[np.isfinite(values)]
-    if len(values) < 2 or np.ptp(values) == 0:
-        return (values[0] if values.size else np.nan,) * 3
-    settings = {"method": "percentile", "rng": np.random.default_rng(0), "n_resamples": 9999}
-    ends = stats.bootstrap((values,), np.mean, vectorized=True, **settings).confidence_interval
-    return values.mean(), ends.low, ends.high
-
-
 def _crossings(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, np.ndarray]:
     """When each arm is half way from the unigram level to where the seed ends untouched, in steps, (S,); the last if never.
 
@@ -435,7 +429,7 @@ def _claims_of_rank(run, theory: Trajectories, L: int, claim) -> None:
     if L == 1:
         return
     t10, t50, t90 = _emergence(run, theory)
-    mean, low, high = _interval(dip - t50)
+    mean, low, high = over_seeds.interval(dip - t50)
     title = f"{L} layers: t_min(er_2) - t50 in steps"
     claim(f"{title}, mean over seeds", mean)
     claim(f"{title}, low end of its 95 % interval", low)
@@ -494,9 +488,11 @@ def _claims_of_arms(config: Config, seeds: Trajectories, theory: Trajectories, c
         ("own", "random", "own less random directions"),
         ("own", "L2", "own directions less none"),
         ("random", "L2", "random directions less none"),
+        ("own", "within", "own less random directions within the keys"),
+        ("within", "L2", "random directions within the keys less none"),
     ):
-        mean, low, high = _interval((t[name] - t[other]).astype(float))
-        limit = {"low": 0} if name == "own" else {}
+        mean, low, high = over_seeds.interval(t[name] - t[other])
+        limit = {"low": 0} if name == "own" and other != "within" else {}
         claim(f"Intervention: delay of emergence in steps, {title}, mean", mean, **limit)
         claim(f"Intervention: {title}, low end of its 95 % interval", low, **limit)
         claim(f"Intervention: {title}, high end", high)
@@ -514,6 +510,8 @@ def _claims_of_arms(config: Config, seeds: Trajectories, theory: Trajectories, c
         _swapped(t["own"], t["random"])[1],
         **chance,
     )
+    title = "Intervention: probability of such a delay over random directions within the keys, with arms swapped"
+    claim(title, _swapped(t["own"], t["within"])[1])
 
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
@@ -611,7 +609,7 @@ def _draw_ranks(axes, config: Config, seeds, theory) -> None:
             continue
         apart = _dip(run, spectra) - _emergence(run, theory)[1]
         dips.plot(n + np.linspace(-0.3, 0.3, len(apart)), np.sort(apart), ".", color=f"C{n}", markersize=4)
-        mean, low, high = _interval(apart)
+        mean, low, high = over_seeds.interval(apart)
         dips.errorbar(n, mean, [[mean - low], [high - mean]], fmt="ks", markersize=4, capsize=3)
     depths.set(xlabel="step", ylabel="$er_2$ of $W_{QK}$", title="(b) every depth", xlim=(0, config.steps))
     depths.legend(fontsize=7)
@@ -677,7 +675,9 @@ def _draw_arms(axes, config: Config, seeds, theory) -> None:
     delays.set(xlabel="step half way", ylabel="seed", yticks=[], title="(b) every seed")
     swapped, probability = _swapped(t["own"], t["random"])
     null.hist(swapped, bins=40, color="0.7", label="arms swapped at random")
-    null.axvline((t["own"] - t["random"]).mean(), color="C1", label=f"as it is, $p={probability:.2g}$")
+    null.axvline((t["own"] - t["random"]).mean(), color="C2", label=f"as it is, $p={probability:.2g}$")
+    stricter = _swapped(t["own"], t["within"])[1]
+    null.axvline((t["own"] - t["within"]).mean(), color="C3", label=f"within the keys, $p={stricter:.2g}$")
     null.set(xlabel="mean delay, own less random (steps)", ylabel="swaps", title="(c) null distribution")
     null.set(ylim=(0, 1.35 * null.get_ylim()[1]))
     null.legend(fontsize=7, loc="upper left")

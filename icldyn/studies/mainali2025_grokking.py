@@ -36,6 +36,7 @@ import numpy as np
 
 import icldyn as ic
 from icldyn import checks
+from icldyn.measures import over_seeds
 from icldyn.plot import panels
 from icldyn.study import Claim, Study
 
@@ -352,14 +353,6 @@ def crossing(step: np.ndarray, value: np.ndarray, level: float, rising: bool = T
     return out
 
 
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median over seeds."""
-    picked = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    medians = np.median(values[picked], axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975), method="nearest")
-    return float(low), float(high)
-
-
 def _step(run) -> np.ndarray:
     return run.coords["step"][1]
 
@@ -458,13 +451,9 @@ def _claims_of_coincidence(config: Config, run, progress, claim) -> None:
     delay = np.median((half - train)[np.isfinite(half)])
     claim("Delay: steps from training accuracy .99 to test accuracy .5, median", delay, low=0)
     for name, lag in lags.items():
-        low, high = interval(lag)
+        median, low, high = over_seeds.interval(lag, np.median)
         limit = {"high": 0.0} if name == "restricted loss" else {}
-        claim(
-            f"Steps from test accuracy .5 until {name} is half way, median over {len(lag)} seeds",
-            np.median(lag),
-            **limit,
-        )
+        claim(f"Steps from test accuracy .5 until {name} is half way, median over {len(lag)} seeds", median, **limit)
         claim(f"Same, {name}: low end of the 95 % bootstrap interval", low)
         claim(f"Same, {name}: high end", high)
     before = (lags["restricted loss"] < 0).mean()
@@ -499,8 +488,8 @@ def _claims_of_interventions(seeds: Trajectories, claim) -> None:
             continue
         own, null = (_moved(seeds, arm) for arm in (side, f"{side}_null"))
         for words, moved in (("", own), (", null", null)):
-            low, high = interval(moved)
-            claim(f"Embedding, {title}{words}: change of the step of test accuracy .5, median", np.median(moved))
+            median, low, high = over_seeds.interval(moved, np.median)
+            claim(f"Embedding, {title}{words}: change of the step of test accuracy .5, median", median)
             claim(f"Embedding, {title}{words}: low end of the 95 % bootstrap interval", low)
             claim(f"Embedding, {title}{words}: high end", high)
         limits = ({"low": 0.7}, {"high": 0.3}) if side == "inside" else ({}, {})  # taken out, others take their place
@@ -639,9 +628,9 @@ def _draw_lags(ax, run, progress) -> None:
     for k, ((name, lag), color) in enumerate(zip(_lags(run, progress).items(), ("C2", "C4", "C3"), strict=False)):
         rng = np.random.default_rng(k)
         ax.plot(lag, k + rng.uniform(-0.15, 0.15, len(lag)), "o", markersize=3, color=color, alpha=0.6)
-        low, high = interval(lag)
+        median, low, high = over_seeds.interval(lag, np.median)
         ax.plot([low, high], [k + 0.28] * 2, color="k", linewidth=1.5)
-        ax.plot(np.median(lag), k + 0.28, "k|", markersize=8)
+        ax.plot(median, k + 0.28, "k|", markersize=8)
         ax.text(0.02, k + 0.36, name, transform=ax.get_yaxis_transform(), fontsize=7)
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(ylim=(-0.4, k + 0.7), yticks=[], xlabel="step of half way, less that of test accuracy 1/2")
@@ -665,9 +654,9 @@ def _draw_arms(axes, arms: list[str], config: Config, seeds) -> None:
         moved = _moved(seeds, arm)
         rng, color = np.random.default_rng(k), "C3" if arm.endswith("null") else "C0"
         ax.plot(k + rng.uniform(-0.15, 0.15, len(moved)), moved, "o", markersize=3, color=color, alpha=0.6)
-        low, high = interval(moved)
+        median, low, high = over_seeds.interval(moved, np.median)
         ax.plot([k + 0.3] * 2, [low, high], "k", linewidth=1.5)
-        ax.plot(k + 0.3, np.median(moved), "k_", markersize=8)
+        ax.plot(k + 0.3, median, "k_", markersize=8)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     names = [f"{arm.removesuffix('_null')},\n{'random' if arm.endswith('null') else 'own'}" for arm in shown]
     ax.set(xticks=range(len(shown)), xticklabels=names, ylabel=f"change of its step, at most to {end}")

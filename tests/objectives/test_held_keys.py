@@ -18,9 +18,10 @@ LAYERS, D, R, SINCE = 2, 8, 2, 6
 ARMS = {
     "none": {},
     "freeze own": {"action": "freeze"},
-    "confine random": {"action": "confine", "own": False},
+    "confine random": {"action": "confine", "directions": "random"},
     "remove own": {"action": "remove", "layers": [0, 1]},
-    "remove random": {"action": "remove", "own": False},
+    "remove random": {"action": "remove", "directions": "random"},
+    "remove within": {"action": "remove", "directions": "within"},
 }
 
 
@@ -102,7 +103,7 @@ def test_what_is_frozen_stays_and_what_is_confined_moves_in_few_directions(arms)
 
 
 def test_removed_directions_leave_the_keys_of_the_layers_that_are_told_alone(arms):
-    for name, held in (("remove own", (0, 1)), ("remove random", (1, 1))):
+    for name, held in (("remove own", (0, 1)), ("remove random", (1, 1)), ("remove within", (1, 1))):
         for seed in range(2):
             for layer in range(LAYERS):
                 keys = np.concatenate(list(arms[name][seed, SINCE + 1 :, 0, layer]), axis=1)
@@ -113,6 +114,21 @@ def test_removed_directions_leave_the_keys_of_the_layers_that_are_told_alone(arm
                     leading = np.linalg.svd(W_Q @ W_K.T)[2][:R]
                     # followed for six steps from a random start: not yet exact, but most of it; by chance R / D
                     assert (np.linalg.norm(leading @ U[:, D - R :]) ** 2 / R > 0.8) == (name == "remove own")
+                    # what is gone lay within the keys at that step; a random pair of 8 directions has half of it there
+                    inside = np.linalg.norm(np.linalg.qr(W_K)[0].T @ U[:, D - R :]) ** 2 / R
+                    assert (inside > 0.98) == (name != "remove random")
+
+
+def test_directions_within_the_keys_are_uniform_in_the_space_they_span():
+    rng = np.random.default_rng(3)
+    W_K, draws = rng.normal(size=(1, 1, 9, 4)), 4000
+    random = hk.orthonormal(jnp.asarray(rng.normal(size=(draws, 1, 9, 2))))
+    U = np.asarray(hk.drawn_within(jnp.broadcast_to(W_K, (draws, 1, 9, 4)), random))[:, 0]
+    np.testing.assert_allclose(np.einsum("ndr,nds->nrs", U, U), np.broadcast_to(np.eye(2), (draws, 2, 2)), atol=1e-12)
+    Q = np.linalg.qr(W_K[0, 0])[0]
+    P = np.einsum("ndr,nfr->ndf", U, U)
+    tolerance = 5 * 0.35 / draws**0.5  # 5 standard errors; an entry of a projector of rank 2 of 4 varies by .35 at most
+    np.testing.assert_allclose(P.mean(0), Q @ Q.T / 2, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +137,7 @@ def test_removed_directions_leave_the_keys_of_the_layers_that_are_told_alone(arm
         ({"action": "stop"}, "`action` must be one of"),
         ({"rank": 5}, "`rank` must be at most 4, but is 5"),
         ({"since": -1}, "`since` must be at least 0, but is -1"),
+        ({"directions": "mine"}, "`directions` must be one of"),
         ({"layers": [1.0]}, r"`layers` must have shape \(2,\)"),
     ],
 )
@@ -129,3 +146,10 @@ def test_what_is_no_arm_is_refused(settings, sentence):
     objective = hk.held_keys(next_token(repeated_tokens(3, period=4, started=False), net, 8))
     with pytest.raises(ic.BadArgument, match=sentence):
         hk.arm(objective, **({"rank": 2, "since": 3} | settings))
+
+
+def test_heads_wider_than_the_stream_are_refused():
+    net = ic.transformer(3, 16, layers=2, d=4, H=1, d_head=5)
+    objective = hk.held_keys(next_token(repeated_tokens(3, period=4, started=False), net, 8))
+    with pytest.raises(ic.BadArgument, match="heads no wider than its stream, d = 4, but is 5"):
+        hk.arm(objective, rank=2, since=3)
