@@ -188,7 +188,7 @@ def _finish(
     with _float64():
         claims = paper.claims(config, seeds, theory)
         say("drawing the figures")
-        figures = paper.figures(config, seeds, theory)
+        figures = paper.drawn(config, seeds, theory)
     run.save_figures(figures)
     _raise_if(stop)
     run.finish(
@@ -228,7 +228,7 @@ def _plot(words: list[str]) -> int:
     as_json = _only_json("plot", words[1:])
     run, paper, config, seeds, theory = _opened(words[0], write=True)
     with run, _float64():
-        figures = run.save_figures(paper.figures(config, seeds, theory))
+        figures = run.save_figures(paper.drawn(config, seeds, theory))
     print(json.dumps([str(f) for f in figures]) if as_json else "\n".join(f"wrote {f}" for f in figures))
     return 0
 

@@ -62,6 +62,13 @@ class Study:
         [Axes, Any, Trajectories, Trajectories], None
     ]  # the study in one small figure, for the grid of a sweep
 
+    def drawn(self, config: Any, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
+        """Its figures, in the house style."""
+        from .plot.overlay import style
+
+        with style():
+            return self.figures(config, seeds, theory)
+
 
 def study_names() -> list[str]:
     """Names of all studies."""

@@ -315,58 +315,52 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     """Depth and preconditioner; optimisers."""
     import matplotlib.pyplot as plt
 
-    with ic.style():
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.0, 3.1))
-        for k, L in enumerate(config.depths):
-            run = seeds[f"L{L}"]
-            curves = run.quantile("loss", (0.05, 0.5, 0.95))
-            panels.band(left, run.coords["step"][1], curves, f"C{k}", f"L = {L}")
-            label = "GD++, one pair of rates" if k == 0 else None
-            left.axhline(
-                theory[f"gdpp_shared_L{L}"]["loss_here"][-1], color="black", linestyle="--", linewidth=0.9, label=label
-            )
-        lowest = theory[f"gdpp_shared_L{config.depths[-1]}"]["loss_here"][-1]
-        left.set(
-            title="(a) training",
-            xlabel="step of Adam",
-            ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$",
-            yscale="log",
-            ylim=(0.2 * lowest, 20),
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.0, 3.1))
+    for k, L in enumerate(config.depths):
+        run = seeds[f"L{L}"]
+        curves = run.quantile("loss", (0.05, 0.5, 0.95))
+        panels.band(left, run.coords["step"][1], curves, f"C{k}", f"L = {L}")
+        label = "GD++, one pair of rates" if k == 0 else None
+        left.axhline(
+            theory[f"gdpp_shared_L{L}"]["loss_here"][-1], color="black", linestyle="--", linewidth=0.9, label=label
         )
-        title = f"{seeds[f'L{config.depths[0]}'].num_seeds} seeds, median and 5%–95%"
-        left.legend(title=title, title_fontsize=7.5, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        panel(middle, config, seeds, theory)
-        middle.set_title("(b) depth")
-        for k, L in enumerate(config.depths):
-            low, median, high = seeds[f"L{L}"].quantile("distance", (0.05, 0.5, 0.95))
-            for layer in range(L):
-                steps = seeds[f"L{L}"].coords["step"][1]
-                style = {
-                    "color": f"C{k}",
-                    "linestyle": ("-", "--", "-.", ":")[layer % 4],
-                    "label": f"L = {L}" if layer == 0 else None,
-                }
-                right.plot(steps, median[:, layer], **style)
-                if layer == 0:
-                    right.fill_between(steps, low[:, 0], high[:, 0], color=f"C{k}", alpha=0.2, linewidth=0)
-        right.set(title="(c) preconditioner", xlabel="step of Adam", yscale="log", ylim=(None, 1.5))
-        right.set_ylabel(r"distance of $A_l$ from $c\,\Sigma^{-1}$")
-        right.legend(title="first layer solid, then dashed", title_fontsize=7.5)
-        drawn = {"depth": figure}
-        if config.optimisers:
-            drawn["optimisers"], ax = plt.subplots(figsize=(4.2, 3.1))
-            for k, kind in enumerate(config.optimisers):
-                best, curves = _best(seeds[kind])
-                run = seeds[kind].isel(lr=best)
-                label = f"{OPTIMISERS[kind]}, rate {config.rates[best]:g}"
-                panels.band(ax, run.coords["step"][1], curves, f"C{k}", label)
-            ax.set(
-                title="(d) two layers, white inputs", xlabel="step", ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$", yscale="log"
-            )
-            ax.legend()
-        for each in drawn.values():
-            each.canvas.draw()
-            plt.close(each)
+    lowest = theory[f"gdpp_shared_L{config.depths[-1]}"]["loss_here"][-1]
+    left.set(
+        title="(a) training",
+        xlabel="step of Adam",
+        ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$",
+        yscale="log",
+        ylim=(0.2 * lowest, 20),
+    )
+    title = f"{seeds[f'L{config.depths[0]}'].num_seeds} seeds, median and 5%–95%"
+    left.legend(title=title, title_fontsize=7.5, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    panel(middle, config, seeds, theory)
+    middle.set_title("(b) depth")
+    for k, L in enumerate(config.depths):
+        low, median, high = seeds[f"L{L}"].quantile("distance", (0.05, 0.5, 0.95))
+        for layer in range(L):
+            steps = seeds[f"L{L}"].coords["step"][1]
+            style = {
+                "color": f"C{k}",
+                "linestyle": ("-", "--", "-.", ":")[layer % 4],
+                "label": f"L = {L}" if layer == 0 else None,
+            }
+            right.plot(steps, median[:, layer], **style)
+            if layer == 0:
+                right.fill_between(steps, low[:, 0], high[:, 0], color=f"C{k}", alpha=0.2, linewidth=0)
+    right.set(title="(c) preconditioner", xlabel="step of Adam", yscale="log", ylim=(None, 1.5))
+    right.set_ylabel(r"distance of $A_l$ from $c\,\Sigma^{-1}$")
+    right.legend(title="first layer solid, then dashed", title_fontsize=7.5)
+    drawn = {"depth": figure}
+    if config.optimisers:
+        drawn["optimisers"], ax = plt.subplots(figsize=(4.2, 3.1))
+        for k, kind in enumerate(config.optimisers):
+            best, curves = _best(seeds[kind])
+            run = seeds[kind].isel(lr=best)
+            label = f"{OPTIMISERS[kind]}, rate {config.rates[best]:g}"
+            panels.band(ax, run.coords["step"][1], curves, f"C{k}", label)
+        ax.set(title="(d) two layers, white inputs", xlabel="step", ylabel=r"$\mathrm{E}\,(y-\hat{y})^2$", yscale="log")
+        ax.legend()
     return drawn
 
 

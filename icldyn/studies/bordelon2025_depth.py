@@ -385,16 +385,8 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """The figures (a) to (j)."""
-    import matplotlib.pyplot as plt
-
-    drawn = {}
-    with ic.style():
-        for draw in (_figure_iso, _figure_sgd, _figure_structure, _figure_power_laws):
-            figure = draw(config, seeds, theory)
-            figure.canvas.draw()
-            plt.close(figure)
-            drawn[draw.__name__.removeprefix("_figure_")] = figure
-    return drawn
+    draws = (_figure_iso, _figure_sgd, _figure_structure, _figure_power_laws)
+    return {draw.__name__.removeprefix("_figure_"): draw(config, seeds, theory) for draw in draws}
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

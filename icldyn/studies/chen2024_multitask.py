@@ -434,17 +434,10 @@ def _warm_times(config: Config, seeds: Trajectories, theory: Trajectories) -> di
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Dynamics (a) to (d), allocation and warm-up (e) to (g)."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "dynamics": _figure_dynamics(config, seeds, theory),
-            "allocation": _figure_allocation(config, seeds, theory),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {
+        "dynamics": _figure_dynamics(config, seeds, theory),
+        "allocation": _figure_allocation(config, seeds, theory),
+    }
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

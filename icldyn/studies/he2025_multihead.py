@@ -467,20 +467,13 @@ def _length_claims(config: Config, theory: Trajectories, claim) -> None:
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Dynamics (a) to (d), random starts (e) to (g), heads (h) to (k), loss against L (l) and (m), two tasks (n) on."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "dynamics": _figure_dynamics(config, seeds, theory),
-            "starts": _figure_starts(config, seeds, theory),
-            "heads": _figure_heads(config, seeds, theory),
-            "tasks": _figure_tasks(config, seeds),
-            "lengths": _figure_lengths(theory),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {
+        "dynamics": _figure_dynamics(config, seeds, theory),
+        "starts": _figure_starts(config, seeds, theory),
+        "heads": _figure_heads(config, seeds, theory),
+        "tasks": _figure_tasks(config, seeds),
+        "lengths": _figure_lengths(theory),
+    }
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

@@ -357,16 +357,8 @@ def _table() -> np.ndarray:
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Balanced tokens, one dominant token, and the seeds."""
-    import matplotlib.pyplot as plt
-
-    drawn = {}
-    with ic.style():
-        for draw in (_figure_balanced, _figure_imbalanced, _figure_seeds):
-            figure = draw(config, seeds, theory)
-            figure.canvas.draw()
-            plt.close(figure)
-            drawn[draw.__name__.removeprefix("_figure_")] = figure
-    return drawn
+    draws = (_figure_balanced, _figure_imbalanced, _figure_seeds)
+    return {draw.__name__.removeprefix("_figure_"): draw(config, seeds, theory) for draw in draws}
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

@@ -305,19 +305,12 @@ def _rich_gap(pool, kappa: float, rho: float) -> float:
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Double descent, transition, error against the ridge, finite-size effects."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "double_descent": _figure_double_descent(config, seeds),
-            "transition": _figure_transition(config, seeds, theory),
-            "ridge": _figure_ridge(config, seeds, theory),
-            "finite_size": _figure_finite_size(config, seeds, theory),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {
+        "double_descent": _figure_double_descent(config, seeds),
+        "transition": _figure_transition(config, seeds, theory),
+        "ridge": _figure_ridge(config, seeds, theory),
+        "finite_size": _figure_finite_size(config, seeds, theory),
+    }
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

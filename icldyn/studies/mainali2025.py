@@ -496,23 +496,16 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """The figures (a) to (m)."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "overlay": _figure_overlay(config, seeds, theory),
-            "conservation": _figure_conservation(config, seeds, theory),
-            "phase_plane": _figure_phase_plane(config, seeds, theory),
-            "escape_and_fixed_point": _figure_escape(config, seeds, theory),
-            "where_the_closed_form_holds": _figure_closed_form(config, seeds, theory),
-            "alignment": _figure_alignment(config, seeds, theory),
-            "spread": _figure_spread(config, seeds, theory),
-            "exact_measures": _figure_exact_measures(theory["exact_measures"]),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {
+        "overlay": _figure_overlay(config, seeds, theory),
+        "conservation": _figure_conservation(config, seeds, theory),
+        "phase_plane": _figure_phase_plane(config, seeds, theory),
+        "escape_and_fixed_point": _figure_escape(config, seeds, theory),
+        "where_the_closed_form_holds": _figure_closed_form(config, seeds, theory),
+        "alignment": _figure_alignment(config, seeds, theory),
+        "spread": _figure_spread(config, seeds, theory),
+        "exact_measures": _figure_exact_measures(theory["exact_measures"]),
+    }
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

@@ -516,22 +516,17 @@ def _claims_of_arms(config: Config, seeds: Trajectories, theory: Trajectories, c
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Emergence, ranks, subspaces, joint components, and the intervention."""
-    import matplotlib.pyplot as plt
-
     out = {}
-    with ic.style():
-        for name, draw, count in (
-            ("emergence", _draw_emergence, 4),
-            ("ranks", _draw_ranks, 3),
-            ("subspaces", _draw_subspaces, 4),
-            ("joint_pca", _draw_pca, 1),
-            ("intervention", _draw_arms, 3),
-        ):
-            figure, axes = panels.row(count)
-            draw(axes, config, seeds, theory)
-            figure.canvas.draw()
-            plt.close(figure)
-            out[name] = figure
+    for name, draw, count in (
+        ("emergence", _draw_emergence, 4),
+        ("ranks", _draw_ranks, 3),
+        ("subspaces", _draw_subspaces, 4),
+        ("joint_pca", _draw_pca, 1),
+        ("intervention", _draw_arms, 3),
+    ):
+        figure, axes = panels.row(count)
+        draw(axes, config, seeds, theory)
+        out[name] = figure
     return out
 
 

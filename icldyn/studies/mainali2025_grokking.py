@@ -531,20 +531,16 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     import matplotlib.pyplot as plt
 
     out = {}
-    with ic.style():
-        figure, axes = plt.subplots(2, 3, figsize=(11.1, 6.2))
-        _draw_grokking(axes.ravel(), seeds, theory["progress"])
-        out["grokking"] = figure
-        arms = [side for side in ARMS if side in seeds]
-        figure, axes = panels.row(len(arms) + 1)
-        _draw_arms(axes, arms, config, seeds)
-        out["intervention"] = figure
-        figure, axes = panels.row(2)
-        _draw_mlp(axes, config, seeds["mlp"])
-        out["mlp"] = figure
-        for figure in out.values():
-            figure.canvas.draw()
-            plt.close(figure)
+    figure, axes = plt.subplots(2, 3, figsize=(11.1, 6.2))
+    _draw_grokking(axes.ravel(), seeds, theory["progress"])
+    out["grokking"] = figure
+    arms = [side for side in ARMS if side in seeds]
+    figure, axes = panels.row(len(arms) + 1)
+    _draw_arms(axes, arms, config, seeds)
+    out["intervention"] = figure
+    figure, axes = panels.row(2)
+    _draw_mlp(axes, config, seeds["mlp"])
+    out["mlp"] = figure
     return out
 
 

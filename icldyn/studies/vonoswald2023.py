@@ -376,46 +376,38 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     """One layer; off the scale of training; depth."""
     import matplotlib.pyplot as plt
 
-    with ic.style():
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 2.9))
-        panel(left, config, seeds, theory)
-        left.set_title("(a) one layer learns one step")
-        _band(middle, seeds["one_layer"], "cosine", "C0")
-        middle.set(title="(b) sensitivities", xlabel="step of Adam", ylim=(0, 1.02))
-        middle.set_ylabel(r"cosine of $\partial\hat{y}/\partial x_q$ with the step's", color="C0")
-        twin = middle.twinx()
-        _band(twin, seeds["one_layer"], "distance", "C1")
-        twin.set(ylim=(0, 1.02))
-        twin.set_ylabel("relative distance of predictions", color="C1")
-        twin.grid(False)
-        for letter, factor, color, label in (("x", 1.0, "C2", "inputs"), ("w", 2.5, "C4", "tasks")):
-            a = factor * np.asarray(config.scales)
-            low, median, high = seeds["one_layer"].quantile(f"loss_scaled_{letter}", (0.05, 0.5, 0.95))[:, -1]
-            right.fill_between(a, low, high, color=color, alpha=0.25, linewidth=0)
-            right.plot(a, median, color=color, marker="o", markersize=3, label=f"{label} scaled, seeds")
-            label = "one step of gradient descent" if letter == "x" else None
-            right.plot(a, theory["gd_one_layer"][f"loss_scaled_{letter}"][-1], "k--", linewidth=1.1, label=label)
-        right.set(
-            title="(c) off the scale of training",
-            xlabel="factor at test time",
-            ylabel="loss / loss of zero",
-            yscale="log",
-        )
-        right.legend()
-        names = [name for name in DEEP if name in seeds]
-        deep, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.0), squeeze=False)
-        for ax, letter, name in zip(axes[0], "de", names, strict=False):
-            L, kinds = getattr(config, name), {"GD": f"gd_{name}", "GD++": f"gdpp_{name}"}
-            _losses(ax, seeds[name], {label: theory[kind] for label, kind in kinds.items()}, f"{L} steps of ")
-            shared = "that share weights" if name == "looped" else "with weights of their own"
-            floor = 0.5 * theory[f"gdpp_{name}"]["loss"][-1]
-            ax.set(title=f"({letter}) {L} layers {shared}", yscale="log", ylim=(floor, 0.3))
-            ax.legend(ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        drawn = {"one_layer": figure, "depth": deep}
-        for each in drawn.values():
-            each.canvas.draw()
-            plt.close(each)
-    return drawn
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 2.9))
+    panel(left, config, seeds, theory)
+    left.set_title("(a) one layer learns one step")
+    _band(middle, seeds["one_layer"], "cosine", "C0")
+    middle.set(title="(b) sensitivities", xlabel="step of Adam", ylim=(0, 1.02))
+    middle.set_ylabel(r"cosine of $\partial\hat{y}/\partial x_q$ with the step's", color="C0")
+    twin = middle.twinx()
+    _band(twin, seeds["one_layer"], "distance", "C1")
+    twin.set(ylim=(0, 1.02))
+    twin.set_ylabel("relative distance of predictions", color="C1")
+    twin.grid(False)
+    for letter, factor, color, label in (("x", 1.0, "C2", "inputs"), ("w", 2.5, "C4", "tasks")):
+        a = factor * np.asarray(config.scales)
+        low, median, high = seeds["one_layer"].quantile(f"loss_scaled_{letter}", (0.05, 0.5, 0.95))[:, -1]
+        right.fill_between(a, low, high, color=color, alpha=0.25, linewidth=0)
+        right.plot(a, median, color=color, marker="o", markersize=3, label=f"{label} scaled, seeds")
+        label = "one step of gradient descent" if letter == "x" else None
+        right.plot(a, theory["gd_one_layer"][f"loss_scaled_{letter}"][-1], "k--", linewidth=1.1, label=label)
+    right.set(
+        title="(c) off the scale of training", xlabel="factor at test time", ylabel="loss / loss of zero", yscale="log"
+    )
+    right.legend()
+    names = [name for name in DEEP if name in seeds]
+    deep, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.0), squeeze=False)
+    for ax, letter, name in zip(axes[0], "de", names, strict=False):
+        L, kinds = getattr(config, name), {"GD": f"gd_{name}", "GD++": f"gdpp_{name}"}
+        _losses(ax, seeds[name], {label: theory[kind] for label, kind in kinds.items()}, f"{L} steps of ")
+        shared = "that share weights" if name == "looped" else "with weights of their own"
+        floor = 0.5 * theory[f"gdpp_{name}"]["loss"][-1]
+        ax.set(title=f"({letter}) {L} layers {shared}", yscale="log", ylim=(floor, 0.3))
+        ax.legend(ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return {"one_layer": figure, "depth": deep}
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

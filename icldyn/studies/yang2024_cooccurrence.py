@@ -357,21 +357,16 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     import matplotlib.pyplot as plt
 
     out = {}
-    with ic.style():
-        figure, axes = plt.subplots(3, 3, figsize=(11.1, 8.4))
-        for k, (row, name) in enumerate(zip(axes, RUNS, strict=True)):
-            _draw_phases(row, name, seeds[name], theory, legend=k == 0)
-        figure.canvas.draw()
-        plt.close(figure)
-        out["phases"] = figure
-        figure, ((drift, balance), (sums, margin)) = plt.subplots(2, 2, figsize=(7.8, 6.0))
-        _draw_drift(drift, config, seeds, theory)
-        _draw_balance(balance, config, seeds)
-        _draw_sums(sums, config, seeds)
-        _draw_margin(margin, seeds, theory)
-        figure.canvas.draw()
-        plt.close(figure)
-        out["balance"] = figure
+    figure, axes = plt.subplots(3, 3, figsize=(11.1, 8.4))
+    for k, (row, name) in enumerate(zip(axes, RUNS, strict=True)):
+        _draw_phases(row, name, seeds[name], theory, legend=k == 0)
+    out["phases"] = figure
+    figure, ((drift, balance), (sums, margin)) = plt.subplots(2, 2, figsize=(7.8, 6.0))
+    _draw_drift(drift, config, seeds, theory)
+    _draw_balance(balance, config, seeds)
+    _draw_sums(sums, config, seeds)
+    _draw_margin(margin, seeds, theory)
+    out["balance"] = figure
     return out
 
 

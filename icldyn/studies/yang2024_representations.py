@@ -442,22 +442,17 @@ def _claims_of_layers(config: Config, seeds: Trajectories, claim) -> None:
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Training, heads, prompt length, and rate."""
-    import matplotlib.pyplot as plt
-
     out = {}
-    with ic.style():
-        for name, draw, columns in (
-            ("training", _draw_training, 2),
-            ("heads", _draw_heads, 2),
-            ("prompt_length", _draw_lengths, 3),
-            ("rate", _draw_rate, 2),
-            ("four_layers", _draw_layers, 2),
-        ):
-            figure, axes = panels.row(columns, 3.9, 3.1)
-            draw(axes, config, seeds, theory)
-            figure.canvas.draw()
-            plt.close(figure)
-            out[name] = figure
+    for name, draw, columns in (
+        ("training", _draw_training, 2),
+        ("heads", _draw_heads, 2),
+        ("prompt_length", _draw_lengths, 3),
+        ("rate", _draw_rate, 2),
+        ("four_layers", _draw_layers, 2),
+    ):
+        figure, axes = panels.row(columns, 3.9, 3.1)
+        draw(axes, config, seeds, theory)
+        out[name] = figure
     return out
 
 

@@ -360,18 +360,11 @@ def claims(config: Config, seeds: Trajectories, theory: Trajectories) -> list[Cl
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Training, tests of the trained weights, random covariances."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "training": _figure_training(config, seeds, theory),
-            "test": _figure_test(config, seeds, theory),
-            "random_covariance": _figure_random(config, seeds, theory),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {
+        "training": _figure_training(config, seeds, theory),
+        "test": _figure_test(config, seeds, theory),
+        "random_covariance": _figure_random(config, seeds, theory),
+    }
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

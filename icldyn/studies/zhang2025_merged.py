@@ -330,17 +330,7 @@ def _escape_claims(config: Config, seeds: Trajectories, theory: Trajectories, cl
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """The figures (a) to (f)."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {
-            "single_drop": _figure_drop(config, seeds, theory),
-            "escape_times": _figure_escape(config, seeds, theory),
-        }
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {"single_drop": _figure_drop(config, seeds, theory), "escape_times": _figure_escape(config, seeds, theory)}
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

@@ -248,26 +248,21 @@ def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[s
     """The figure (a) to (c)."""
     import matplotlib.pyplot as plt
 
-    with ic.style():
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.6, 3.1))
-        for ax, value, title in (
-            (left, "in_context", "(a) in-context loss: random tasks"),
-            (middle, "in_weight", "(b) in-weight loss: the task $w_0$"),
-        ):
-            _curves(ax, config, seeds, theory, value)
-            ax.set_title(title)
-        middle.legend()
-        for color, value in zip(("C0", "C1"), VALUES, strict=True):
-            ends = [
-                [side[f"portion{k}"].mean(value)[-1] for k in range(len(config.portions))] for side in (seeds, theory)
-            ]
-            right.plot(config.portions, ends[0], "o", color=color, label=value.replace("_", "-"))
-            right.plot(config.portions, ends[1], "k--", label="exact flow" if value == VALUES[-1] else None)
-        xlabel = "portion of prompts with task $w_0$"
-        right.set(title=f"(c) at t = {config.t_end:g}", xlabel=xlabel, ylabel="loss", ylim=(0, None))
-        right.legend()
-        figure.canvas.draw()
-        plt.close(figure)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.6, 3.1))
+    for ax, value, title in (
+        (left, "in_context", "(a) in-context loss: random tasks"),
+        (middle, "in_weight", "(b) in-weight loss: the task $w_0$"),
+    ):
+        _curves(ax, config, seeds, theory, value)
+        ax.set_title(title)
+    middle.legend()
+    for color, value in zip(("C0", "C1"), VALUES, strict=True):
+        ends = [[side[f"portion{k}"].mean(value)[-1] for k in range(len(config.portions))] for side in (seeds, theory)]
+        right.plot(config.portions, ends[0], "o", color=color, label=value.replace("_", "-"))
+        right.plot(config.portions, ends[1], "k--", label="exact flow" if value == VALUES[-1] else None)
+    xlabel = "portion of prompts with task $w_0$"
+    right.set(title=f"(c) at t = {config.t_end:g}", xlabel=xlabel, ylabel="loss", ylim=(0, None))
+    right.legend()
     return {"mixtures": figure}
 
 

@@ -372,14 +372,7 @@ def _head_claims(config: Config, seeds: Trajectories, theory: Trajectories, clai
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """The figures (a) to (f)."""
-    import matplotlib.pyplot as plt
-
-    with ic.style():
-        drawn = {"ladder": _figure_ladder(config, seeds, theory), "heads": _figure_heads(config, seeds, theory)}
-        for figure in drawn.values():
-            figure.canvas.draw()
-            plt.close(figure)
-    return drawn
+    return {"ladder": _figure_ladder(config, seeds, theory), "heads": _figure_heads(config, seeds, theory)}
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:
