@@ -73,7 +73,7 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
             return function(*jax.tree.unflatten(program.treedef, leaves), of_key(key), i, state)
 
         if program.in_turn and jax.default_backend() == "cpu":
-            one = sequential_vmap(one)
+            one = sequential_vmap(_unless_empty(one))
         mapped = jax.vmap(one, (program.axes, 0, own_key, None, axis), axis)
         return lambda i, state: mapped(leaves, lr, keys, i, state)
 
@@ -107,6 +107,15 @@ def advancing(program: Program, leaves, lr: Array, keys: Array, state, step: Arr
     return state, jax.tree.map(lambda a: jnp.moveaxis(a, axis if program.lanes_last else 1, 0), seen)
 
 
+def _unless_empty(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of the leaves, rate, ... of a lane; of one after the last seed, whose rate is 0, nothing but zeros."""
+
+    def nothing(*args):
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *args))
+
+    return lambda leaves, lr, *args: jax.lax.cond(lr > 0, function, nothing, leaves, lr, *args)
+
+
 def compiler_options(narrow: bool = False) -> dict[str, int]:
     """On a CPU vectors of 512 bits, where it has them, unless `narrow`: LLVM takes half of that for fear of a lower clock."""
     return {} if narrow or jax.default_backend() != "cpu" else {"xla_cpu_prefer_vector_width": 512}
@@ -128,7 +137,7 @@ NO_STEPS = (np.int32(0), np.zeros(RECORDS_PER_CALL, np.int32), np.zeros(RECORDS_
 
 @dataclass(frozen=True)
 class Lanes:
-    """The arguments of a block on a device: G lanes, those after its last seed repeat it."""
+    """The arguments of a block on a device: G lanes. Those after its last seed repeat it, at the rate 0 if lanes take turns."""
 
     programs: Mapping[str, Program]  # "start" and "advance"
     leaves: Mapping[str, tuple]
@@ -167,7 +176,8 @@ class Placer:
         """The arguments of a block, its shared leaves on `device` (on the host for None)."""
         first = self.experiments[block[0].experiment]
         sizes = [cell.size for cell in block]
-        sizes[-1] += first.block - sum(sizes)
+        taken = sum(sizes)
+        sizes[-1] += first.block - taken
         seeds = [self.experiments[c.experiment].seed_ids[c.rows] for c in block]
         seeds[-1] = np.concatenate([seeds[-1], np.full(sizes[-1] - seeds[-1].size, seeds[-1][-1])])
         programs, leaves = {}, {}
@@ -175,10 +185,13 @@ class Placer:
             kept = [self._flat(cell.experiment, part, device) for cell in block]
             per_lane, leaves[part] = _side_by_side([own for own, _ in kept], sizes)
             programs[part] = Program(kept[0][1], per_lane, first.factory, **first.traits)
+        lr = np.repeat([self.experiments[c.experiment].lrs[c.point[0]] for c in block], sizes).astype(first.dtype)
+        if first.traits["in_turn"]:
+            lr[taken:] = 0
         return Lanes(
             programs,
             leaves,
-            np.repeat([self.experiments[c.experiment].lrs[c.point[0]] for c in block], sizes).astype(first.dtype),
+            lr,
             np.repeat([self.experiments[c.experiment].scales[c.point[1]] for c in block], sizes).astype(first.dtype),
             np.concatenate(seeds).astype(np.uint32),
         )

@@ -99,7 +99,7 @@ class Config:
 
 
 SCALES = {
-    "smoke": Config(seeds=4, held_seeds=2, layers=(1, 2), steps=800, window=700, evaluated=64),
+    "smoke": Config(seeds=2, held_seeds=2, layers=(1, 2), steps=800, window=700, evaluated=64),
     "laptop": Config(),
     "paper": Config(seeds=1024, held_seeds=256),
 }

@@ -201,6 +201,39 @@ def test_seeds_in_turn_are_those_side_by_side(reference):
     assert (one.coords["diverged_step"][1] == [[-1, -1], [0, 0]]).sum() >= 2 and one.diverged == 2
 
 
+ASKED = []
+
+
+@jax.custom_vjp
+def noted(w):
+    """w, whose slope is noted when it is asked for."""
+    return w
+
+
+def _noted(_, slope):
+    def note(slope):
+        ASKED.append(slope)
+        return slope
+
+    return (jax.pure_callback(note, jax.ShapeDtypeStruct(slope.shape, slope.dtype), slope),)
+
+
+noted.defvjp(lambda w: (w, None), _noted)
+
+
+@struct
+class Noted(InTurn):
+    """One that notes every gradient."""
+
+    def loss(self, params, key):
+        return self.whole.loss(params | {"W_P": noted(params["W_P"])}, key)
+
+
+def test_lanes_without_a_seed_take_no_turn():
+    ic.ensemble(Noted(OBJECTIVE), INIT, seeds=3, lr=0.02, steps=10, records=2, measures=MEASURES, block=8)
+    assert len(ASKED) == 3 * 10  # of eight lanes
+
+
 def test_a_learning_rate_far_too_high_is_data_not_an_exception():
     wild = run(lr=50.0, seeds=16)
     assert wild.diverged == 16
