@@ -100,7 +100,7 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=8, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=500, first=100,
+        seeds=5, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=500, first=100,
         p_mlp=31, N=128, fraction_mlp=0.6, steps_mlp=600, records=21,
     ),
     "laptop": Config(),
