@@ -8,7 +8,7 @@ All that layers do to the residual stream is linear in it but for the patterns A
 - heads of the last layer read (W_V W_O W_U)^T M F, which are logits, where there are at most d_head of these;
 - with more features than d the stream itself is taken, F = M F.
 
-The logits are those of `icldyn.models.transformer`, up to rounding. The gradient of attention is by hand (`attended`): softmax
+The logits are those of `icldyn.models.transformer`, up to rounding. The gradient of attention is by hand (`heads_read`): softmax
 keeps exp(scores - max), a row of ones among the values gives its sums, and its gradient is one product more and no sum.
 """
 
@@ -81,7 +81,7 @@ def logits(net: Transformer, weights: dict[str, Any], tokens: Array) -> Array:
             y = y + layer["place"][:, :t]
         if net.positions == "rotary":
             y = jnp.concatenate([_turned(y[: 2 * H * e], e), y[2 * H * e :]])
-        read = attended(y, seen if kind == "tokens" else None, H, e, net.causal)
+        read = heads_read(y, seen if kind == "tokens" else None, H, e, net.causal)
         if kind != "logits":
             F = jnp.concatenate([F, read.reshape(-1, t)])
             F = layer["M"] @ F if "M" in layer else F
@@ -108,15 +108,15 @@ product.defvjp(_product, _product_slopes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def attended(y: Array, seen: Array | None, H: int, e: int, causal: bool) -> Array:
+def heads_read(y: Array, seen: Array | None, H: int, e: int, causal: bool) -> Array:
     """What heads read, sum_s softmax_s(q_t . k_s) v_s, (H, m, t).
 
     The rows of y (rows, t) are those of q and of k, H e each, and of v, H m; or v is `seen` (m, t), which has no gradient.
     """
-    return _attended(y, seen, H, e, causal)[0]
+    return _heads_read(y, seen, H, e, causal)[0]
 
 
-def _attended(y: Array, seen: Array | None, H: int, e: int, causal: bool) -> tuple[Array, tuple[Array, ...]]:
+def _heads_read(y: Array, seen: Array | None, H: int, e: int, causal: bool) -> tuple[Array, tuple[Array, ...]]:
     t = y.shape[1]
     q, k = y[: 2 * H * e].reshape(2, H, e, t)
     v = y[2 * H * e :].reshape(H, -1, t) if seen is None else jnp.broadcast_to(seen[None], (H, *seen.shape))
@@ -143,7 +143,7 @@ def _slopes(H: int, e: int, causal: bool, kept: tuple[Array, ...], slope: Array)
     return jnp.concatenate([slope.reshape(-1, slope.shape[2]) for slope in slopes]), None
 
 
-attended.defvjp(_attended, _slopes)
+heads_read.defvjp(_heads_read, _slopes)
 
 
 def _largest(scores: Array) -> Array:

@@ -72,7 +72,7 @@ def test_attention_takes_the_largest_score_of_any_number_of_places(t):
     y = jnp.asarray(
         np.random.default_rng(t).normal(size=(2 * 3 + 2, t)) * 400
     )  # exp overflows, unless the largest is taken off
-    read = np.asarray(jax.jit(attention_only.attended, static_argnums=(2, 3, 4))(y, None, 1, 3, True))[0]
+    read = np.asarray(jax.jit(attention_only.heads_read, static_argnums=(2, 3, 4))(y, None, 1, 3, True))[0]
     q, k, v = np.split(np.asarray(y), [3, 6])
     for place in range(t):
         scores = q[:, place] @ k[:, : place + 1]
