@@ -102,20 +102,21 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        seeds=5, seeds_undecayed=4, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0, steps=500, first=100,
+        seeds=5, seeds_undecayed=4, seeds_most=0, seeds_outside=0, p=37, d=48, d_head=12, d_mlp=192, fraction=0.75, wd=3.0,
+        steps=500, first=100,
         p_mlp=31, N=128, fraction_mlp=0.6, steps_mlp=600, records=21,
     ),
     "laptop": Config(),
     "paper": Config(
-        seeds=32, seeds_undecayed=32, seeds_most=32, seeds_outside=32, p=113, d=128, d_head=32, d_mlp=512, fraction=0.3, split="ordered", lr=1e-3,
-        wd=1.0, steps=40_000, first=2000,
+        seeds=32, seeds_undecayed=32, seeds_most=32, seeds_outside=32, p=113, d=128, d_head=32, d_mlp=512, fraction=0.3,
+        split="ordered", lr=1e-3, wd=1.0, steps=40_000, first=2000,
         p_mlp=97, N=500, steps_mlp=4000, records=201,
     ),
 }  # fmt: skip
 
 SIZES = {
     "seeds": (2, 10**5),
-    "seeds_undecayed": (2, 10**6),
+    "seeds_undecayed": (2, 10**5),
     "seeds_most": (0, 10**5),
     "seeds_outside": (0, 10**5),
     "p": (5, 1024),
