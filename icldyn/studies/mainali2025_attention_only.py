@@ -676,9 +676,9 @@ def _draw_arms(axes, config: Config, seeds, theory) -> None:
     delays.set(xlabel="step half way", ylabel="seed", yticks=[], title="(b) every seed")
     swapped, probability = _swapped(t["own"], t["random"])
     null.hist(swapped, bins=40, color="0.7", label="arms swapped at random")
-    null.axvline((t["own"] - t["random"]).mean(), color="C2", label=f"as it is, $p={probability:.2g}$")
+    null.axvline((t["own"] - t["random"]).mean(), color="C2", label=f"from those of the stream, $p={probability:.2g}$")
     stricter = _swapped(t["own"], t["within"])[1]
-    null.axvline((t["own"] - t["within"]).mean(), color="C3", label=f"within the keys, $p={stricter:.2g}$")
+    null.axvline((t["own"] - t["within"]).mean(), color="C3", label=f"from those within the keys, $p={stricter:.2g}$")
     null.set(xlabel="mean delay, own less random (steps)", ylabel="swaps", title="(c) null distribution")
     null.set(ylim=(0, 1.35 * null.get_ylim()[1]))
     null.legend(fontsize=7, loc="upper left")
