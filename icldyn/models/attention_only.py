@@ -33,25 +33,23 @@ def folds(net: Transformer) -> bool:
 
 def folded(net: Transformer, params: Any) -> dict[str, Any]:
     """Products of the weights: W M and M of every layer, and W_U^T M."""
-    start = params["W_E"].T
     place = params["W_pos"].T if "W_pos" in params else None
-    out: dict[str, Any] = {"start": start}
-    M: Array | None = start
+    M: Array | None = params["W_E"].T
+    out: dict[str, Any] = {}
+    if net.positions == "absolute" or net.k > net.d:
+        out["start"], M = M, None
     if net.positions == "absolute":
-        out["place"], M = place, None
-    elif net.k > net.d:
-        M = None
+        out["place"] = place
     for n in range(net.layers):
         given, kind = params[f"layer_{n}"], _read(net, n)
-        queries, keys, values = (_rows(given[name]) for name in ("W_Q", "W_K", "W_V"))
-        queries = queries / math.sqrt(net.d_head)
-        rows, added = [queries, keys], _rows(given["W_O"].swapaxes(1, 2)).T
+        rows = [_rows(given["W_Q"]) / math.sqrt(net.d_head), _rows(given["W_K"])]
+        added = _rows(given["W_O"].swapaxes(1, 2)).T
         if kind == "tokens":
             added = jnp.einsum("kd,hde,hef->fhk", params["W_E"], given["W_V"], given["W_O"]).reshape(net.d, -1)
         elif kind == "logits":
             rows += [jnp.einsum("hde,hef,fo->hod", given["W_V"], given["W_O"], params["W_U"]).reshape(-1, net.d)]
         else:
-            rows += [values]
+            rows += [_rows(given["W_V"])]
         W = _times(jnp.concatenate(rows), M)
         layer = {"W": W, "W_T": W.T}
         if net.positions == "shortformer":
@@ -67,13 +65,13 @@ def folded(net: Transformer, params: Any) -> dict[str, Any]:
 
 def logits(net: Transformer, weights: dict[str, Any], tokens: Array) -> Array:
     """Logits (outputs, t) of tokens (t,), from `folded` weights."""
-    start, (H, e, t) = weights["start"], (net.H, net.d_head, len(tokens))
-    seen = jax.nn.one_hot(tokens, net.k, axis=0, dtype=start.dtype)
+    H, e, t = net.H, net.d_head, len(tokens)
+    seen = jax.nn.one_hot(tokens, net.k, axis=0, dtype=weights["end"].dtype)
     F, read = seen, None
-    if net.positions == "absolute":
-        F = start @ seen + weights["place"][:, :t]
-    elif net.k > net.d:
-        F = start @ seen
+    if "start" in weights:
+        F = weights["start"] @ F
+    if "place" in weights:
+        F = F + weights["place"][:, :t]
     for n in range(net.layers):
         layer, kind = weights[f"layer_{n}"], _read(net, n)
         y = product(layer["W"], layer["W_T"], F)

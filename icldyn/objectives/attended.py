@@ -45,7 +45,8 @@ class Attended:
         """1/2 mean |y_q - yhat_q|^2 over the batch."""
         pieces = self.batch // PIECE if self.batch % PIECE == 0 else 1
         known = functools.partial(_of_pieces, pieces, self.batch // pieces)
-        return handed(known, (self.model.value(params), self.model.key_query(params)), (self.task, key))
+        weights = self.model.value(params), self.model.key_query(params)
+        return handed(lambda *given: known(*given)[0], known, weights, (self.task, key))
 
 
 def _of_pieces(pieces: int, size: int, weights: tuple[Array, Array], drawn: tuple[BlockRegression, Array]) -> Any:

@@ -23,33 +23,33 @@ def pieces_of(batch: int, rows: int) -> int:
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * rows <= ROWS))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def handed(known: Callable[[Any, Any], tuple[Array, Any]], params: Any, data: Any) -> Array:
-    """The first of known(params, data), whose second is its gradient by params. The data, arguments of `known`, have none."""
-    return known(params, data)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def handed(value: Callable[[Any, Any], Array], known: Callable[[Any, Any], Any], params: Any, data: Any) -> Array:
+    """value(params, data); where its gradient is asked for, known(params, data) is both. The data, an argument, have none."""
+    return value(params, data)
 
 
-def _handed(known: Callable[[Any, Any], tuple[Array, Any]], params: Any, data: Any) -> tuple[Array, Any]:
+def _handed(value: Callable[[Any, Any], Array], known: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:
     return known(params, data)
 
 
-def _by_handed(known: Callable[[Any, Any], tuple[Array, Any]], slopes: Any, by_value: Array) -> tuple[Any, None]:
+def _scaled(value: Callable[[Any, Any], Array], known: Callable[[Any, Any], Any], slopes: Any, by_value: Array) -> Any:
     return jax.tree.map(lambda a: by_value * a, slopes), None
 
 
-handed.defvjp(_handed, _by_handed)
+handed.defvjp(_handed, _scaled)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def mean_of_pieces(loss: Callable[[Any, Array], Array], params: Any, batch: Array, pieces: int) -> Array:
     """Mean of loss(params, piece) over equal pieces of a batch, its gradient taken piece by piece.
 
     What a piece keeps for its gradient is as large as the piece: small ones leave it in the caches. The batch has no gradient.
     """
-    return _over_pieces(loss, params, batch, pieces)
+    value, known = (functools.partial(_over_pieces, pieces, f) for f in (loss, jax.value_and_grad(loss)))
+    return handed(value, known, params, batch)
 
 
-def _over_pieces(function: Callable[[Any, Array], Any], params: Any, batch: Array, pieces: int) -> Any:
+def _over_pieces(pieces: int, function: Callable[[Any, Array], Any], params: Any, batch: Array) -> Any:
     """Mean of any function (params, piece) over the pieces."""
     if pieces == 1:
         return function(params, batch)
@@ -60,14 +60,3 @@ def _over_pieces(function: Callable[[Any, Array], Any], params: Any, batch: Arra
 
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, params, cut[0]))
     return jax.tree.map(lambda a: a / pieces, lax.scan(more, nothing, cut)[0])
-
-
-def _with_slopes(loss: Callable[[Any, Array], Array], params: Any, batch: Array, pieces: int) -> tuple[Array, Any]:
-    return _over_pieces(jax.value_and_grad(loss), params, batch, pieces)
-
-
-def _scaled(loss: Callable[[Any, Array], Array], pieces: int, slopes: Any, by_mean: Array) -> tuple[Any, None]:
-    return jax.tree.map(lambda a: by_mean * a, slopes), None
-
-
-mean_of_pieces.defvjp(_with_slopes, _scaled)

@@ -18,7 +18,6 @@ from ..struct import static, struct
 from ..tasks.modular import Modular, Pairs
 
 Params = dict[str, Array]
-HELD = ("order",)
 ERRORS = ("cross-entropy", "squared")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,15 @@ def row(columns: int, width: float = 3.7, height: float = 3.0) -> tuple[Figure, 
 
     figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
     return figure, list(axes[0])
+
+
+def rows(draws: Mapping[str, tuple[Callable[..., None], int]], *about: Any, **size: float) -> dict[str, Figure]:
+    """Figures by name, a row of panels each: `draw(axes, *about)` on so many, of a size as for `row`."""
+    figures = {}
+    for name, (draw, columns) in draws.items():
+        figures[name], axes = row(columns, **size)
+        draw(axes, *about)
+    return figures
 
 
 def band(ax: Axes, x: Any, curves: Iterable[np.ndarray], color: Any, label: str | None = None) -> None:

@@ -522,18 +522,14 @@ def _claims_of_arms(config: Config, seeds: Trajectories, theory: Trajectories, c
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Emergence, ranks, subspaces, joint components, and the intervention."""
-    out = {}
-    for name, draw, count in (
-        ("emergence", _draw_emergence, 4),
-        ("ranks", _draw_ranks, 3),
-        ("subspaces", _draw_subspaces, 4),
-        ("joint_pca", _draw_pca, 1),
-        ("intervention", _draw_arms, 3),
-    ):
-        figure, axes = panels.row(count)
-        draw(axes, config, seeds, theory)
-        out[name] = figure
-    return out
+    draws = {
+        "emergence": (_draw_emergence, 4),
+        "ranks": (_draw_ranks, 3),
+        "subspaces": (_draw_subspaces, 4),
+        "joint_pca": (_draw_pca, 1),
+        "intervention": (_draw_arms, 3),
+    }
+    return panels.rows(draws, config, seeds, theory)
 
 
 def panel(ax, config: Config, seeds: Trajectories, theory: Trajectories) -> None:

@@ -442,18 +442,14 @@ def _claims_of_layers(config: Config, seeds: Trajectories, claim) -> None:
 
 def figures(config: Config, seeds: Trajectories, theory: Trajectories) -> dict[str, Figure]:
     """Training, heads, prompt length, and rate."""
-    out = {}
-    for name, draw, columns in (
-        ("training", _draw_training, 2),
-        ("heads", _draw_heads, 2),
-        ("prompt_length", _draw_lengths, 3),
-        ("rate", _draw_rate, 2),
-        ("four_layers", _draw_layers, 2),
-    ):
-        figure, axes = panels.row(columns, 3.9, 3.1)
-        draw(axes, config, seeds, theory)
-        out[name] = figure
-    return out
+    draws = {
+        "training": (_draw_training, 2),
+        "heads": (_draw_heads, 2),
+        "prompt_length": (_draw_lengths, 3),
+        "rate": (_draw_rate, 2),
+        "four_layers": (_draw_layers, 2),
+    }
+    return panels.rows(draws, config, seeds, theory, width=3.9, height=3.1)
 
 
 def _draw_training(axes, config, seeds, theory) -> None:
